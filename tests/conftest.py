@@ -9,15 +9,25 @@ import subprocess
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import psycopg
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 from sqlalchemy.orm import Session
 
 from backend import embedded, migrate
+from backend.accounts import service as accounts
+from backend.accounts.access import cookie_name
+from backend.accounts.actors import Actor, Permission, Role
+from backend.accounts.tables import Person
+from backend.app import create_app
 from backend.artifacts import Artifacts
-from backend.db import Sessions, connect, make_sessions
+from backend.db import Sessions, connect, make_sessions, unit_of_work
+from backend.projects import service as projects
+from backend.projects.service import ProjectName
+from backend.settings import Settings
 
 
 class Servers(NamedTuple):
@@ -108,3 +118,104 @@ def session(sessions: Sessions) -> Iterator[Session]:
     """One open session on the test's database; what it flushes is gone after the test."""
     with sessions() as opened:
         yield opened
+
+
+PASSWORD = "seven quiet herons wade"
+
+
+@pytest.fixture
+def admin(sessions: Sessions) -> Actor:
+    """The first admin, made through the setup link."""
+    with unit_of_work(sessions) as session:
+        token = accounts.make_setup_link(session).removeprefix("/setup/")
+        return accounts.actor_of(session, accounts.use_link(session, token, PASSWORD, "Ada", "ada@example.org").id)
+
+
+@pytest.fixture
+def project(sessions: Sessions, admin: Actor) -> ProjectName:
+    """A project (``id``, ``name``) without content, committed."""
+    with unit_of_work(sessions) as session:
+        made = projects.create_project(session, admin, "Sums and support")
+        return ProjectName(made.id, made.name)
+
+
+class MakeActor(Protocol):
+    def __call__(self, role: str, project_id: int | None = None) -> Actor: ...
+
+
+@pytest.fixture
+def make_actor(sessions: Sessions, admin: Actor, project: ProjectName) -> MakeActor:
+    """``make_actor("annotator")``: a new person with that role in the project; ``"outsider"`` has none, ``"admin"`` every right."""
+
+    def make(role: str, project_id: int | None = None) -> Actor:
+        with unit_of_work(sessions) as session:
+            name = f"{role} {uuid.uuid4().hex[:6]}"
+            person = Person(name=name, email=f"{name.replace(' ', '.')}@example.org", is_admin=role == "admin")
+            session.add(person)
+            session.flush()
+            if role not in ("admin", "outsider"):
+                accounts.set_role(session, project_id or project.id, person.id, Role(role))
+            return accounts.actor_of(session, person.id)
+
+    return make
+
+
+@pytest.fixture
+def engineer(make_actor: MakeActor) -> Actor:
+    """An engineer of ``project``."""
+    return make_actor("engineer")
+
+
+@pytest.fixture
+def annotator(make_actor: MakeActor) -> Actor:
+    """An annotator of ``project``."""
+    return make_actor("annotator")
+
+
+@pytest.fixture
+def settings(servers: Servers, database_url: str, tmp_path: Path) -> Settings:
+    """Settings of a studio on the test's own database and folder."""
+    return Settings(
+        database_url=database_url,
+        redis_url=servers.redis,
+        artifacts_url=str(tmp_path / "artifacts"),
+        studio_home=tmp_path,
+        public_url="http://testserver",
+    )
+
+
+@pytest.fixture
+def app(settings: Settings, sessions: Sessions) -> FastAPI:
+    """The whole web on the test's database."""
+    return create_app(settings, sessions)
+
+
+class MakeClient(Protocol):
+    def __call__(self, who: str | Actor | None, *, browser: bool = False) -> TestClient: ...
+
+
+@pytest.fixture
+def make_client(app: FastAPI, sessions: Sessions, settings: Settings, make_actor: MakeActor) -> MakeClient:
+    """``make_client("engineer")``: a client with that role's API token (``None``: nobody's), or signed in like a browser.
+
+    A browser client sends its CSRF token with every request. Redirects are not followed, server errors are answers.
+    """
+
+    def make(who: str | Actor | None, *, browser: bool = False) -> TestClient:
+        client = TestClient(app, raise_server_exceptions=False, follow_redirects=False)
+        if who is None:
+            return client
+        actor = make_actor(who) if isinstance(who, str) else who
+        with unit_of_work(sessions) as session:
+            if browser:
+                opened = accounts.open_session(session, session.get_one(Person, actor.person_id), absolute_hours=1)
+                known = accounts.browser_by_key(session, opened.key, idle_hours=1)
+                assert known is not None
+                client.cookies.set(cookie_name(settings), opened.key)
+                client.headers.update({"X-CSRF-Token": known.csrf, "Sec-Fetch-Site": "same-origin", "Accept": "text/html"})
+            else:
+                scopes = [scope for scope in accounts.GRANTABLE if actor.is_admin or scope is not Permission.ADMIN]
+                client.headers["Authorization"] = f"Bearer {accounts.create_token(session, actor, 'test', scopes, 1)[1]}"
+        return client
+
+    return make

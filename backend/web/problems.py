@@ -68,7 +68,12 @@ def install(app: FastAPI) -> None:
         ]
         first = problems[0]
         return _answer(
-            request, 422, "invalid", "What was sent does not make sense.", f"{first['field']}: {first['message']}", errors=problems
+            request,
+            422,
+            "invalid",
+            "What was sent does not make sense.",
+            f"{first['field']}: {first['message']}",
+            errors=problems,
         )
 
     @app.exception_handler(HTTPException)
@@ -79,12 +84,21 @@ def install(app: FastAPI) -> None:
     def database_error(request: Request, error: OperationalError) -> Response:
         log.error("database does not answer: %s", error.orig)
         return _answer(
-            request, 503, "unavailable", "The database does not answer.", "Nothing was changed.", remedy="Try again in a moment."
+            request,
+            503,
+            "unavailable",
+            "The database does not answer.",
+            "Nothing was changed.",
+            remedy="Try again in a moment.",
         )
 
     @app.exception_handler(Exception)
     def unexpected(request: Request, error: Exception) -> Response:
         log.exception("unexpected error in %s %s", request.method, request.url.path)
         return _answer(
-            request, 500, "unexpected", "Something went wrong in the studio.", "The studio's web log has the traceback; nothing was saved."
+            request,
+            500,
+            "unexpected",
+            "Something went wrong in the studio.",
+            "The studio's web log has the traceback; nothing was saved.",
         )

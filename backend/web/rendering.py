@@ -18,7 +18,11 @@ def environment() -> Environment:
     from backend.web import filters
 
     made = Environment(
-        loader=FileSystemLoader(FRONTEND / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(FRONTEND / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     made.filters.update(filters.ALL)
     made.globals["asset"] = asset
@@ -38,10 +42,14 @@ def asset(name: str) -> str:
 
 def render(request: Request, template: str, *, status: int = 200, **context: Any) -> HTMLResponse:
     """Render *template* with what every page needs: ``request``, ``nonce``, and ``shell`` (actor, rail, project) if signed in."""
-    html = environment().get_template(template).render(
-        request=request,
-        nonce=getattr(request.state, "nonce", ""),
-        shell=getattr(request.state, "shell", None),
-        **context,
+    html = (
+        environment()
+        .get_template(template)
+        .render(
+            request=request,
+            nonce=getattr(request.state, "nonce", ""),
+            shell=getattr(request.state, "shell", None),
+            **context,
+        )
     )
     return HTMLResponse(html, status_code=status)

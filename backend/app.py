@@ -1,0 +1,95 @@
+"""The composition root of the web: settings in, one FastAPI application out. Start it with ``uvicorn --factory backend.app:create``."""
+
+import importlib
+import importlib.util
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import ModuleType
+
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+from starlette.staticfiles import StaticFiles
+
+from backend import __version__
+from backend.artifacts import Artifacts
+from backend.db import Sessions, connect, make_sessions
+from backend.jobs import make_celery
+from backend.live import Bell
+from backend.settings import Settings
+from backend.shell import Count, shell_maker
+from backend.web import problems
+from backend.web.bodies import BodyGuard
+from backend.web.limits import RateLimits
+from backend.web.rendering import FRONTEND
+from backend.web.security import SameOrigin, SecurityHeaders
+
+PARTS = ("accounts", "projects", "datasets", "registry", "runs", "labeling")
+DESCRIPTION = """
+Everything the browser does, this API does too: import preferences, freeze judgments into dataset versions, train, watch, compare.
+
+Send `Authorization: Bearer sts_…`; tokens are made on the account page or by `studio login`.
+Errors are problem documents (RFC 9457) with `title`, `detail`, `remedy` and, where one is at fault, `field` or `line`.
+Lists answer `{"items": […], "next": cursor}`; send the cursor back as `after`.
+"""
+
+
+def create(settings: Settings | None = None) -> FastAPI:
+    """The application for uvicorn, with settings from the environment."""
+    return create_app(settings or Settings())
+
+
+def create_app(settings: Settings, sessions: Sessions | None = None) -> FastAPI:
+    """The whole web. *sessions* replaces the database connection (tests bring their own); its ``info`` is filled up."""
+    made = sessions or make_sessions(connect(settings.database_url))
+    bell = Bell(settings.redis_url)
+    info = made.kw.setdefault("info", {})
+    info.setdefault("artifacts", Artifacts(settings.artifacts_url, settings.studio_home / "artifact-cache"))
+    info.setdefault("producer", make_celery(settings.redis_url))
+    info.setdefault("bell", bell)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        if sessions is None:
+            made.kw["bind"].dispose()
+
+    app = FastAPI(
+        title="Alignment Studio",
+        version=__version__,
+        description=DESCRIPTION,
+        openapi_url=None,  # served by backend.web.reference, behind the sign-in
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        middleware=[
+            Middleware(SecurityHeaders, https=settings.public_url.startswith("https://")),
+            Middleware(SameOrigin),
+            Middleware(BodyGuard, max_upload_bytes=settings.max_upload_bytes),
+        ],
+    )
+    app.state.settings = settings
+    app.state.sessions = made
+    app.state.bell = bell
+    app.state.limits = RateLimits(settings.redis_url)
+    app.state.make_shell = shell_maker(_counters())
+    problems.install(app)
+    for module in _routers():
+        app.include_router(module.router)
+    app.mount("/static", StaticFiles(directory=FRONTEND / "dist", check_dir=False), name="static")
+    return app
+
+
+def _routers() -> list[ModuleType]:
+    names = [f"backend.{part}.{kind}" for part in PARTS for kind in ("api", "pages")]
+    names += ["backend.home", "backend.about"]
+    return [importlib.import_module(name) for name in names if importlib.util.find_spec(name)]
+
+
+def _counters() -> list[Count]:
+    services = [
+        importlib.import_module(f"backend.{part}.service")
+        for part in PARTS
+        if importlib.util.find_spec(f"backend.{part}.service")
+    ]
+    return [service.rail_counts for service in services if hasattr(service, "rail_counts")]
