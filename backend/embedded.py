@@ -27,6 +27,7 @@ NOBODY = 65534
 AS_NOBODY = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--pdeathsig=INT")
 BUILTIN_LOCALE_SINCE = 17
 
+
 def free_port() -> int:
     """A TCP port of the loopback that nobody listens on now."""
     with socket.socket() as probe:
@@ -86,11 +87,10 @@ def _succeeds(*command: str) -> bool:
     return shutil.which(command[0]) is not None and subprocess.run(command, capture_output=True).returncode == 0
 
 
-def _give_away(folder: Path) -> None:
-    """Let ``nobody`` own *folder*, if it is ``nobody`` who will run Postgres in it."""
+def _give_away(path: Path) -> None:
+    """Let ``nobody`` own *path*, if it is ``nobody`` who will run Postgres on it."""
     if as_unprivileged() == AS_NOBODY:
-        folder.mkdir(exist_ok=True)
-        os.chown(folder, NOBODY, NOBODY)
+        os.chown(path, NOBODY, NOBODY)
 
 
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
@@ -126,21 +126,23 @@ def init_postgres(data: Path, password: str) -> None:
     data.parent.mkdir(parents=True, exist_ok=True)
     making = data.with_name(f"{data.name}.making")
     shutil.rmtree(making, ignore_errors=True)
+    making.mkdir(mode=0o700)
     _give_away(making)
     builtin = postgres_version() >= BUILTIN_LOCALE_SINCE
     locale = ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"] if builtin else ["--locale=C"]
-    # The password reaches initdb through a pipe: it never lies in a file, and whoever initdb runs as can read it.
-    read_end, write_end = os.pipe()
-    with os.fdopen(write_end, "w") as pipe:
-        pipe.write(password + "\n")
+    secret = data.with_name(f"{data.name}.password")
+    secret.unlink(missing_ok=True)
+    secret.touch(mode=0o600)
+    secret.write_text(password)
+    _give_away(secret)
     try:
         done = subprocess.run(
             [*as_unprivileged(), str(postgres_bin() / "initdb"), "-D", str(making), "-U", "studio", "--auth=scram-sha-256",
-             f"--pwfile=/dev/fd/{read_end}", "--encoding=UTF8", *locale, "--no-sync"],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd="/", pass_fds=[read_end],
+             f"--pwfile={secret}", "--encoding=UTF8", *locale, "--no-sync"],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd="/",
         )  # fmt: skip
     finally:
-        os.close(read_end)
+        secret.unlink()
     if done.returncode != 0:
         raise RuntimeError(f"initdb failed with {done.returncode}:\n{done.stdout.strip()}")
     making.rename(data)
@@ -149,7 +151,19 @@ def init_postgres(data: Path, password: str) -> None:
 def postgres_command(data: Path, port: int, *options: str) -> list[str]:
     """The server on 127.0.0.1:*port*; stop it with SIGINT (fast shutdown)."""
     extra = [part for option in options for part in ("-c", option)]
-    return [*as_unprivileged(), str(postgres_bin() / "postgres"), "-D", str(data), "-h", "127.0.0.1", "-p", str(port), "-k", "", *extra]
+    return [
+        *as_unprivileged(),
+        str(postgres_bin() / "postgres"),
+        "-D",
+        str(data),
+        "-h",
+        "127.0.0.1",
+        "-p",
+        str(port),
+        "-k",
+        "",
+        *extra,
+    ]
 
 
 def valkey_command(folder: Path, port: int, password: str, *, durable: bool = True) -> list[str]:
@@ -192,5 +206,10 @@ def start(command: Sequence[str], log: Path, stop_signal: int = signal.SIGTERM) 
     """Start a server whose output goes to *log* and which dies with this process."""
     with log.open("ab") as output:
         return subprocess.Popen(
-            command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, preexec_fn=dies_with_parent(stop_signal), cwd="/"
+            command,
+            stdout=output,
+            stderr=output,
+            stdin=subprocess.DEVNULL,
+            preexec_fn=dies_with_parent(stop_signal),
+            cwd="/",
         )
