@@ -181,8 +181,8 @@ class OwnProgress(_Closed):
 
     done: int
     """Items I have judged."""
-    left: int
-    """Items that still wait for somebody and that I have neither judged nor skipped."""
+    items: int
+    """Items of the session; each can be mine once."""
     undo_possible: bool
     """Whether my last judgment can be taken back now."""
 

@@ -49,6 +49,7 @@ class LabelingSession(Base):
     """The version of the guidelines in force."""
     conversational: Mapped[bool | None] = mapped_column()
     """Whether prompts are conversations; the first item decides, the rest must match. NULL: no item yet."""
+    item_count: Mapped[int] = mapped_column(Integer, server_default="0")
     origin: Mapped[dict[str, Any]] = mapped_column(JSONB)
     """Where the items came from: ``{"dataset_version_id": 7}`` or ``{"rows": true}``."""
     created_by_id: Mapped[int] = mapped_column(ForeignKey("person.id"))

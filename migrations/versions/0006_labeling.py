@@ -28,6 +28,7 @@ def upgrade() -> None:
         sa.Column("state", sa.Text(), server_default="open", nullable=False),
         sa.Column("guideline_number", sa.Integer(), server_default="1", nullable=False),
         sa.Column("conversational", sa.Boolean(), nullable=True),
+        sa.Column("item_count", sa.Integer(), server_default="0", nullable=False),
         sa.Column("origin", JSONB(), nullable=False),
         sa.Column("created_by_id", sa.BigInteger(), nullable=False),
         sa.Column(
