@@ -98,7 +98,6 @@ _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 def dies_with_parent(sig: int = signal.SIGTERM) -> Callable[[], None]:
     """A ``preexec_fn``: own session, and *sig* when the thread that started the process ends (Linux)."""
-
     parent = os.getpid()
 
     def prepare() -> None:
@@ -167,10 +166,20 @@ def postgres_command(data: Path, port: int, *options: str) -> list[str]:
 
 
 def valkey_command(folder: Path, port: int, password: str, *, durable: bool = True) -> list[str]:
-    """The broker on 127.0.0.1:*port*, append-only so that a crash loses at most a second of messages."""
+    """The broker on 127.0.0.1:*port*, append-only so that a crash loses at most a second of messages.
+
+    Its settings stand in a file that only the owner reads: a command line would show the password to every user.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    return [str(valkey_server()), "--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder), "--appendonly", "yes" if durable else "no",
-            "--save", "", "--maxmemory-policy", "noeviction", "--requirepass", password]  # fmt: skip
+    quoted = str(folder).replace("\\", "\\\\").replace('"', '\\"')
+    config = folder / "valkey.conf"
+    config.unlink(missing_ok=True)
+    config.touch(mode=0o600)
+    config.write_text(
+        f'bind 127.0.0.1\nport {port}\ndir "{quoted}"\nappendonly {"yes" if durable else "no"}\nsave ""\n'
+        f"maxmemory-policy noeviction\nrequirepass {password}\n"
+    )
+    return [str(valkey_server()), str(config)]
 
 
 def postgres_answers(url: str) -> bool:
