@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from types import ModuleType
 
 from fastapi import FastAPI
+from sqlalchemy import make_url
 from starlette.middleware import Middleware
 from starlette.staticfiles import StaticFiles
 
@@ -64,6 +65,7 @@ def create_app(settings: Settings, sessions: Sessions | None = None) -> FastAPI:
         redirect_slashes=False,
         middleware=[
             Middleware(SecurityHeaders, https=settings.public_url.startswith("https://")),
+            Middleware(problems.Unexpected),
             Middleware(SameOrigin),
             Middleware(BodyGuard, max_upload_bytes=settings.max_upload_bytes),
         ],
@@ -71,7 +73,7 @@ def create_app(settings: Settings, sessions: Sessions | None = None) -> FastAPI:
     app.state.settings = settings
     app.state.sessions = made
     app.state.bell = bell
-    app.state.limits = RateLimits(settings.redis_url)
+    app.state.limits = RateLimits(settings.redis_url, studio=make_url(settings.database_url).database or "")
     app.state.make_shell = shell_maker(_counters())
     problems.install(app)
     for module in _routers():

@@ -16,7 +16,9 @@ from backend.projects.service import ProjectName
 class Count(Protocol):
     """A part's numbers for the rail (``{"datasets": 6}``), in one query; a number that is unknown is left out."""
 
-    def __call__(self, session: Session, actor: Actor, project_id: int) -> Mapping[str, int]: ...
+    def __call__(self, session: Session, actor: Actor, project_id: int) -> Mapping[str, int]:
+        """Count for *actor* in *project_id*."""
+        ...
 
 
 class Shell:

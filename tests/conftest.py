@@ -58,7 +58,9 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     embedded.init_postgres(data, password)
     pg_port, redis_port = embedded.free_port(), embedded.free_port()
     pg = embedded.start(
-        embedded.postgres_command(data, pg_port, "fsync=off", "max_connections=200"), home / "postgres.log", signal.SIGINT
+        embedded.postgres_command(data, pg_port, "fsync=off", "max_connections=200"),
+        home / "postgres.log",
+        signal.SIGINT,
     )
     valkey = embedded.start(
         embedded.valkey_command(home / "valkey", redis_port, password, durable=False), home / "valkey.log"
@@ -212,10 +214,14 @@ def make_client(app: FastAPI, sessions: Sessions, settings: Settings, make_actor
                 known = accounts.browser_by_key(session, opened.key, idle_hours=1)
                 assert known is not None
                 client.cookies.set(cookie_name(settings), opened.key)
-                client.headers.update({"X-CSRF-Token": known.csrf, "Sec-Fetch-Site": "same-origin", "Accept": "text/html"})
+                client.headers.update(
+                    {"X-CSRF-Token": known.csrf, "Sec-Fetch-Site": "same-origin", "Accept": "text/html"}
+                )
             else:
                 scopes = [scope for scope in accounts.GRANTABLE if actor.is_admin or scope is not Permission.ADMIN]
-                client.headers["Authorization"] = f"Bearer {accounts.create_token(session, actor, 'test', scopes, 1)[1]}"
+                client.headers["Authorization"] = (
+                    f"Bearer {accounts.create_token(session, actor, 'test', scopes, 1)[1]}"
+                )
         return client
 
     return make

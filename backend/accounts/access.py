@@ -5,6 +5,8 @@ such a thing in *any* project, or in the one that the address names?); services 
 """
 
 import hmac
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Annotated
 
@@ -15,6 +17,7 @@ from backend.accounts import service
 from backend.accounts.actors import Actor, Permission
 from backend.errors import Forbidden, Invalid, StudioError, Unauthenticated, Unavailable
 from backend.settings import Settings
+from backend.web.limits import PER_ACCOUNT, PER_ADDRESS, RateLimits
 from backend.web.units import UnitOfWork
 
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -46,6 +49,23 @@ def remind_to_set_up(request: Request, session: Session) -> None:
         )
 
 
+@contextmanager
+def count_try(request: Request, account: str) -> Iterator[None]:
+    """Around a check of a password or link: every try counts for the account, failed ones for the caller's address too.
+
+    Many people behind one address may sign in at nine o'clock; nobody may guess from it.
+    """
+    limits: RateLimits = request.app.state.limits
+    address = request.client.host if request.client else "unknown"
+    limits.look(PER_ADDRESS, "address", address)
+    limits.hit(PER_ACCOUNT, "account", account.strip().lower())
+    try:
+        yield
+    except StudioError:
+        limits.hit(PER_ADDRESS, "address", address)
+        raise
+
+
 async def _sent_csrf(request: Request) -> str:
     """The token in the header or the form field ``csrf``. Forms are parsed once: routes see the same parsed form."""
     if request.method in SAFE or "authorization" in request.headers:
@@ -68,22 +88,14 @@ def _bearer(request: Request) -> str | None:
     return secret.strip()
 
 
-class Require:
-    """Dependency that yields the actor, or refuses. ``permission`` is what the contract test looks for."""
+class Declared:
+    """A dependency that yields the actor. ``permission`` is what the contract test looks for on every route."""
 
     def __init__(self, permission: Permission) -> None:
         self.permission = permission
 
-    def __call__(self, request: Request, session: UnitOfWork, csrf: Annotated[str, Depends(_sent_csrf)]) -> Actor:
-        """The actor behind the bearer token or the cookie; sets ``request.state.actor`` and, for browsers, ``.shell``."""
-        actor = self._known(request, session, csrf)
-        if actor is None:
-            remind_to_set_up(request, session)
-            raise Unauthenticated("This is for people who are signed in.", remedy="Sign in, or send an API token.")
-        self._check(request, actor)
-        return actor
-
-    def _known(self, request: Request, session: Session, csrf: str) -> Actor | None:
+    def actor(self, request: Request, session: Session, csrf: str) -> Actor | None:
+        """Who sent the bearer token or the cookie; sets ``request.state.actor`` and, for browsers, ``.shell``."""
         settings: Settings = request.app.state.settings
         secret, key = _bearer(request), request.cookies.get(cookie_name(settings))
         if secret is not None and key is not None:
@@ -102,42 +114,46 @@ class Require:
                     raise StaleForm("Nothing was changed.", remedy="Reload the page and send it again.")
                 actor = browser.actor
                 request.state.browser = browser
-                make_shell = getattr(request.app.state, "make_shell", None)
-                if make_shell is not None:
-                    request.state.shell = make_shell(session, browser, request)
+                request.state.shell = request.app.state.make_shell(session, browser, request)
         request.state.actor = actor
         return actor
 
-    def _check(self, request: Request, actor: Actor) -> None:
-        if actor.may(self.permission):
-            return
-        raise Forbidden(
-            f"This needs the permission “{self.permission}”, which you do not have in any project"
-            + (" or which this API token leaves out." if actor.scopes is not None else "."),
-            remedy="Ask an engineer of the project or an admin.",
-        )
+
+class Require(Declared):
+    """For people who may: refuses strangers and those without the permission."""
+
+    def __call__(self, request: Request, session: UnitOfWork, csrf: Annotated[str, Depends(_sent_csrf)]) -> Actor:
+        """The actor, or ``Unauthenticated``, or ``Forbidden``."""
+        actor = self.actor(request, session, csrf)
+        if actor is None:
+            remind_to_set_up(request, session)
+            raise Unauthenticated("This is for people who are signed in.", remedy="Sign in, or send an API token.")
+        if not actor.may(self.permission):
+            raise Forbidden(
+                f"This needs the permission “{self.permission}”, which you do not have in any project"
+                + (" or which this API token leaves out." if actor.scopes is not None else "."),
+                remedy="Ask an engineer of the project or an admin.",
+            )
+        return actor
 
 
-class RequireNobody(Require):
-    """The same for public routes: the actor if there is one. A cookie that is over is no obstacle to signing in."""
-
-    def __init__(self) -> None:
-        super().__init__(Permission.PUBLIC)
+class Welcome(Declared):
+    """For everybody: the actor if there is one. A cookie that is over is no obstacle to signing in."""
 
     def __call__(
         self, request: Request, session: UnitOfWork, csrf: Annotated[str, Depends(_sent_csrf)]
-    ) -> Actor | None:  # type: ignore[override]
-        """The actor if somebody is signed in; never refuses."""
+    ) -> Actor | None:
+        """The actor or ``None``; never refuses."""
         try:
-            return self._known(request, session, csrf)
+            return self.actor(request, session, csrf)
         except StudioError:
             return None
 
 
 @cache
-def require(permission: Permission) -> Require:
+def require(permission: Permission) -> Require | Welcome:
     """The dependency for *permission*; the same object each time, so FastAPI resolves it once per request."""
-    return RequireNobody() if permission is Permission.PUBLIC else Require(permission)
+    return Welcome(permission) if permission is Permission.PUBLIC else Require(permission)
 
 
 Public = Annotated[Actor | None, Depends(require(Permission.PUBLIC))]

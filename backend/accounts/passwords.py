@@ -16,16 +16,74 @@ _at_once = threading.BoundedSemaphore(4)  # 4 × 19 MiB: a flood of sign-ins que
 _nobody = _hasher.hash("nobody has this password")
 
 _COMMON = frozenset(
-    """
-    123456789012 1234567890123 12345678901234 123456123456 123123123123 111111111111 000000000000 987654321098 098765432109
-    password1234 password12345 password123456 passwordpassword password1password mypassword123 password2024 password2025
-    password2026 passw0rd1234 p@ssw0rd1234 p@ssword1234 thisismypassword changemechangeme changeme1234 changeme12345
-    qwertyuiop12 qwertyuiop123 qwertyuiopas qwertyqwerty qwerty123456 qwerty1234567 1q2w3e4r5t6y 1qaz2wsx3edc asdfghjkl123
-    zxcvbnm12345 q1w2e3r4t5y6 abcdefghijkl abcdef123456 abc123abc123 aaaaaaaaaaaa iloveyou1234 iloveyouforever letmeinletmein
-    letmein12345 welcome12345 welcome123456 welcomewelcome administrator administrator1 adminadmin12 adminadminadmin admin1234567
-    admin12345678 correcthorsebatterystaple trustno1trustno1 superman1234 football1234 baseball1234 princess1234 sunshine1234
-    dragondragon monkeymonkey alignmentstudio alignment studio alignmentstudio1
-    """.split()
+    [
+        "123456789012",
+        "1234567890123",
+        "12345678901234",
+        "123456123456",
+        "123123123123",
+        "111111111111",
+        "000000000000",
+        "987654321098",
+        "098765432109",
+        "password1234",
+        "password12345",
+        "password123456",
+        "passwordpassword",
+        "password1password",
+        "mypassword123",
+        "password2024",
+        "password2025",
+        "password2026",
+        "passw0rd1234",
+        "p@ssw0rd1234",
+        "p@ssword1234",
+        "thisismypassword",
+        "changemechangeme",
+        "changeme1234",
+        "changeme12345",
+        "qwertyuiop12",
+        "qwertyuiop123",
+        "qwertyuiopas",
+        "qwertyqwerty",
+        "qwerty123456",
+        "qwerty1234567",
+        "1q2w3e4r5t6y",
+        "1qaz2wsx3edc",
+        "asdfghjkl123",
+        "zxcvbnm12345",
+        "q1w2e3r4t5y6",
+        "abcdefghijkl",
+        "abcdef123456",
+        "abc123abc123",
+        "aaaaaaaaaaaa",
+        "iloveyou1234",
+        "iloveyouforever",
+        "letmeinletmein",
+        "letmein12345",
+        "welcome12345",
+        "welcome123456",
+        "welcomewelcome",
+        "administrator",
+        "administrator1",
+        "adminadmin12",
+        "adminadminadmin",
+        "admin1234567",
+        "admin12345678",
+        "correcthorsebatterystaple",
+        "trustno1trustno1",
+        "superman1234",
+        "football1234",
+        "baseball1234",
+        "princess1234",
+        "sunshine1234",
+        "dragondragon",
+        "monkeymonkey",
+        "alignmentstudio",
+        "alignment",
+        "studio",
+        "alignmentstudio1",
+    ]
 )
 
 
@@ -61,7 +119,8 @@ def matches(stored: str | None, password: str) -> bool:
     """Whether *password* is the one behind *stored*; takes as long when there is none, so that timing tells nothing."""
     with _at_once:
         try:
-            return _hasher.verify(stored or _nobody, password[:MAX_LENGTH]) and stored is not None
+            _hasher.verify(stored or _nobody, password[:MAX_LENGTH])
+            return stored is not None
         except (VerificationError, InvalidHashError):
             return False
 

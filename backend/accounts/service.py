@@ -5,9 +5,9 @@ import re
 import secrets
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import delete, func, select, text, update
+from sqlalchemy import Label, Select, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from backend.accounts.actors import Actor, Permission, Role
@@ -28,6 +28,10 @@ GRANTABLE = (Permission.JUDGE, Permission.VIEW, Permission.ENGINEER, Permission.
 
 class WrongNameOrPassword(Unauthenticated):
     """That name and password do not belong together."""
+
+
+class WrongPassword(Forbidden):
+    """This is not your password."""
 
 
 class LinkSpent(NotFound):
@@ -139,7 +143,7 @@ def _make_link(session: Session, person_id: int | None, lives: timedelta) -> str
     return token
 
 
-def _usable_link(token: str):  # type: ignore[no-untyped-def]  # a Select of one entity
+def _usable_link(token: str) -> Select[OneTimeLink]:
     return select(OneTimeLink).where(
         OneTimeLink.token_sha256 == digest(token), OneTimeLink.used_at.is_(None), OneTimeLink.expires_at > func.now()
     )
@@ -215,7 +219,9 @@ def list_sessions(session: Session, actor: Actor) -> Sequence[BrowserSession]:
 def browser_by_key(session: Session, key: str, *, idle_hours: float) -> KnownBrowser | None:
     """Who holds this cookie, or ``None`` if it is unknown, idle for too long, or over."""
     row = session.execute(
-        select(BrowserSession, Person, _roles_of(), (func.now() - BrowserSession.seen_at).label("idle"))
+        select(
+            BrowserSession, Person, _roles_of(), (BrowserSession.seen_at < func.now() - SEEN_EVERY).label("is_stale")
+        )
         .join(Person, Person.id == BrowserSession.person_id)
         .where(
             BrowserSession.key_sha256 == digest(key),
@@ -226,8 +232,8 @@ def browser_by_key(session: Session, key: str, *, idle_hours: float) -> KnownBro
     ).first()
     if row is None:
         return None
-    known, person, roles, idle = row
-    if idle > SEEN_EVERY:  # not every request writes
+    known, person, roles, is_stale = row
+    if is_stale:  # not every request writes
         session.execute(update(BrowserSession).where(BrowserSession.id == known.id).values(seen_at=func.now()))
         session.execute(update(Person).where(Person.id == person.id).values(seen_at=func.now()))
     return KnownBrowser(_actor(person, roles), known.id, known.csrf, known.project_id)
@@ -299,15 +305,15 @@ def actor_by_token(session: Session, secret: str) -> Actor | None:
             ApiToken,
             Person,
             _roles_of(),
-            func.coalesce(func.now() - ApiToken.used_at, text("interval '1 day'")).label("idle"),
+            func.coalesce(ApiToken.used_at < func.now() - SEEN_EVERY, True).label("is_stale"),
         )
         .join(Person, Person.id == ApiToken.person_id)
         .where(ApiToken.token_sha256 == digest(secret), ApiToken.expires_at > func.now(), Person.is_active)
     ).first()
     if row is None:
         return None
-    token, person, roles, idle = row
-    if idle > SEEN_EVERY:
+    token, person, roles, is_stale = row
+    if is_stale:
         session.execute(update(ApiToken).where(ApiToken.id == token.id).values(used_at=func.now()))
     return _actor(person, roles, frozenset(Permission(scope) for scope in token.scopes), token.id)
 
@@ -368,7 +374,7 @@ def find_person(session: Session, email: str) -> Person | None:
 def names(session: Session, person_ids: Sequence[int]) -> Mapping[int, str]:
     """Names by id, in one query."""
     found = session.execute(select(Person.id, Person.name).where(Person.id.in_(set(person_ids)))).all()
-    return {id_: name for id_, name in found}
+    return {row.id: row.name for row in found}
 
 
 def set_active(session: Session, actor: Actor, person_id: int, active: bool) -> None:
@@ -376,7 +382,7 @@ def set_active(session: Session, actor: Actor, person_id: int, active: bool) -> 
     _require_admin(actor)
     person = get_person(session, person_id)
     if not active and person.is_admin:
-        others = session.scalar(select(func.count()).select_from(_admins().where(Person.id != person_id).subquery()))
+        others = session.scalars(_admins().where(Person.id != person_id).limit(1)).all()
         if not others:
             raise LastAdmin("Nobody could manage the studio any more.", remedy="Make somebody else an admin first.")
     person.is_active = active
@@ -385,13 +391,22 @@ def set_active(session: Session, actor: Actor, person_id: int, active: bool) -> 
             session.execute(delete(table).where(table.person_id == person_id))
 
 
+def confirm_password(session: Session, actor: Actor, password: str) -> None:
+    """Ask again who is there before something that outlives the browser session is made."""
+    person = get_person(session, actor.person_id)
+    if not matches(person.password_hash, password):
+        raise WrongPassword("The password is wrong.", field="password", remedy="Type the password you sign in with.")
+
+
 def change_password(session: Session, actor: Actor, old: str, new: str) -> None:
     """Set a new password; all other ways in with the old one end (the caller opens a new browser session)."""
     if actor.token_id is not None:
         raise NeedsBrowser("A password cannot be changed with an API token.", remedy="Do it on the account page.")
     person = get_person(session, actor.person_id)
     if not matches(person.password_hash, old):
-        raise WrongNameOrPassword("The present password is wrong.", remedy="Ask an admin for a new link if it is lost.")
+        raise WrongPassword(
+            "The present password is wrong.", field="old", remedy="Ask an admin for a new link if it is lost."
+        )
     check_strength(new, person.name, person.email)
     person.password_hash = hash_password(new)
     session.execute(delete(BrowserSession).where(BrowserSession.person_id == person.id))
@@ -419,6 +434,14 @@ def set_role(session: Session, project_id: int, person_id: int, role: Role | Non
     session.flush()
 
 
+def roles_by_person(session: Session) -> Mapping[int, Mapping[int, Role]]:
+    """Person id → project id → role, for the list of people."""
+    found: dict[int, dict[int, Role]] = {}
+    for membership in session.scalars(select(Membership).order_by(Membership.project_id)):
+        found.setdefault(membership.person_id, {})[membership.project_id] = Role(membership.role)
+    return found
+
+
 class Member(NamedTuple):
     """A person with their role in the project asked about."""
 
@@ -440,11 +463,11 @@ def members(session: Session, project_id: int) -> list[Member]:
 # --- helpers
 
 
-def _admins():  # type: ignore[no-untyped-def]  # a Select of ids
+def _admins() -> Select[int]:
     return select(Person.id).where(Person.is_admin, Person.is_active, Person.password_hash.is_not(None))
 
 
-def _roles_of():  # type: ignore[no-untyped-def]  # a labeled scalar subquery
+def _roles_of() -> Label[Any]:
     pairs = select(func.jsonb_object_agg(Membership.project_id, Membership.role)).where(
         Membership.person_id == Person.id
     )

@@ -78,7 +78,7 @@ def duration(seconds: float | None) -> str:
     """``75`` → ``1 min 15 s``."""
     if seconds is None:
         return "unknown"
-    total = int(round(seconds))
+    total = round(seconds)
     if total < 60:
         return f"{total} s"
     if total < 3600:

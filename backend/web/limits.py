@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 
 from limits import RateLimitItem, RateLimitItemPerMinute
-from limits.storage import MemoryStorage, Storage, storage_from_string
+from limits.storage import MemoryStorage, RedisStorage
 from limits.strategies import MovingWindowRateLimiter
 
 from backend.errors import TooMany
@@ -20,25 +20,44 @@ class TooManyTries(TooMany):
 
 
 class RateLimits:
-    """Moving windows over Redis at *redis_url*, with an in-memory copy that takes over while Redis does not answer."""
+    """Moving windows over Redis at *redis_url*, with an in-memory copy that takes over while Redis does not answer.
 
-    def __init__(self, redis_url: str | None) -> None:
+    *studio* keeps the windows of several studios on one Redis apart.
+    """
+
+    def __init__(self, redis_url: str | None, studio: str = "") -> None:
+        self._studio = studio
         self._memory = MovingWindowRateLimiter(MemoryStorage())
         self._redis: MovingWindowRateLimiter | None = None
-        self._make: Callable[[], Storage] | None = None
-        if redis_url:
-            # "async+" and friends are not in use here; the storage connects on first use
-            self._make = lambda: storage_from_string(redis_url, socket_timeout=1, socket_connect_timeout=1)
+        self._redis_url = redis_url
 
     def hit(self, limit: RateLimitItem, *who: str) -> None:
         """Count one try of *who*; raises :class:`TooManyTries` when there were more than *limit* allows."""
         # the process's own count goes on all the time, so that losing Redis does not forget what was tried already
-        allowed = self._memory.hit(limit, *who)
-        if allowed and self._make is not None:
-            try:
-                self._redis = self._redis or MovingWindowRateLimiter(self._make())
-                allowed = self._redis.hit(limit, *who)
-            except Exception as error:  # whatever the driver raises: the process's own count still holds
-                log.warning("rate limits are counted per process: Redis does not answer (%s)", type(error).__name__)
-        if not allowed:
-            raise TooManyTries("There were more tries than one person makes.", remedy="Wait a minute, then try again.")
+        if not self._memory.hit(limit, *who) or not self._shared(
+            lambda limiter: limiter.hit(limit, self._studio, *who)
+        ):
+            raise _refusal()
+
+    def look(self, limit: RateLimitItem, *who: str) -> None:
+        """The same without counting."""
+        if not self._memory.test(limit, *who) or not self._shared(
+            lambda limiter: limiter.test(limit, self._studio, *who)
+        ):
+            raise _refusal()
+
+    def _shared(self, ask: Callable[[MovingWindowRateLimiter], bool]) -> bool:
+        if self._redis_url is None:
+            return True
+        try:
+            self._redis = self._redis or MovingWindowRateLimiter(
+                RedisStorage(self._redis_url, socket_timeout=1, socket_connect_timeout=1)
+            )
+            return ask(self._redis)
+        except Exception as error:  # whatever the driver raises: the process's own count still holds
+            log.warning("tries are counted per process: Redis does not answer (%s)", type(error).__name__)
+            return True
+
+
+def _refusal() -> TooManyTries:
+    return TooManyTries("There were more tries than one person makes.", remedy="Wait a minute, then try again.")

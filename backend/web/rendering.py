@@ -41,15 +41,19 @@ def asset(name: str) -> str:
 
 
 def render(request: Request, template: str, *, status: int = 200, **context: Any) -> HTMLResponse:
-    """Render *template* with what every page needs: ``request``, ``nonce``, and ``shell`` (actor, rail, project) if signed in."""
+    """Render *template* with what every page needs: ``request``, ``nonce``, and ``shell`` (actor, rail, project) if signed in.
+
+    The rail shows the project of the first object in *context* that belongs to one, so that ``/runs/7`` needs no project in its address.
+    """
+    shell = getattr(request.state, "shell", None)
+    if shell is not None:
+        owners = (getattr(value, "project_id", None) for value in context.values())
+        project_id = next((owner for owner in owners if isinstance(owner, int)), None)
+        if project_id is not None:
+            shell.enter(project_id)
     html = (
         environment()
         .get_template(template)
-        .render(
-            request=request,
-            nonce=getattr(request.state, "nonce", ""),
-            shell=getattr(request.state, "shell", None),
-            **context,
-        )
+        .render(request=request, nonce=getattr(request.state, "nonce", ""), shell=shell, **context)
     )
     return HTMLResponse(html, status_code=status)

@@ -17,6 +17,15 @@ def _policy(nonce: str) -> str:
     )
 
 
+def _caching(path: str, status: int) -> str:
+    # built files carry a hash of their content in their name, so they never change
+    return (
+        "public, max-age=31536000, immutable"
+        if path.startswith("/static/") and status in (200, 206, 304)
+        else "no-store"
+    )
+
+
 class SecurityHeaders:
     """Nonce CSP and friends on every response; private pages are never cached."""
 
@@ -24,6 +33,7 @@ class SecurityHeaders:
         self._app, self._https = app, https
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on; headers that the answer has already set stay."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         nonce = secrets.token_urlsafe(16)
@@ -38,8 +48,7 @@ class SecurityHeaders:
                 headers.setdefault("Cross-Origin-Opener-Policy", "same-origin")
                 headers.setdefault("Cross-Origin-Resource-Policy", "same-origin")
                 headers.setdefault("Permissions-Policy", "camera=(), microphone=(), geolocation=()")
-                if not scope["path"].startswith("/static/"):
-                    headers.setdefault("Cache-Control", "no-store")
+                headers.setdefault("Cache-Control", _caching(scope["path"], message["status"]))
                 if self._https:
                     headers.setdefault("Strict-Transport-Security", "max-age=31536000")
             await send(message)
@@ -50,13 +59,14 @@ class SecurityHeaders:
 class SameOrigin:
     """Unsafe requests must come from our own pages, or carry a bearer token instead of a cookie.
 
-    Browsers always send ``Sec-Fetch-Site`` or ``Origin`` with them; programs with a token need neither.
+    Browsers always send ``Sec-Fetch-Site`` or ``Origin`` with them; programs have no cookie and need neither.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer 403."""
         if scope["type"] != "http" or scope["method"] in SAFE or self._allowed(Headers(scope=scope)):
             return await self._app(scope, receive, send)
         refusal = JSONResponse(
@@ -72,10 +82,9 @@ class SameOrigin:
         await refusal(scope, receive, send)
 
     def _allowed(self, headers: Headers) -> bool:
-        if "cookie" not in headers and headers.get("authorization", "").lower().startswith("bearer "):
-            return True
-        site = headers.get("sec-fetch-site")
+        site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+        if "cookie" not in headers and (headers.get("authorization") or (site is None and origin is None)):
+            return True  # no browser's credentials ride along, so there is nothing to forge
         if site is not None:
             return site in ("same-origin", "none")
-        origin = headers.get("origin")
         return origin is not None and urlsplit(origin).netloc == headers.get("host")

@@ -1,8 +1,7 @@
 """Server-sent events with catch-up: the id of an event is its sequence number, ``Last-Event-ID`` resumes after it."""
 
-from typing import Any
-
 import json
+from typing import Any
 
 
 def sse(event: str, data: Any, id: int | None = None) -> bytes:
