@@ -9,8 +9,8 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import batched
-from typing import Any, NamedTuple
+from itertools import islice
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID, uuid4
 
 import pyarrow.parquet as pq
@@ -20,7 +20,11 @@ from sqlalchemy.orm import Session, aliased
 
 from backend.accounts.actors import Actor, Permission
 from backend.accounts.tables import Person
-from backend.datasets import service as datasets
+
+try:
+    from backend.datasets import service as datasets
+except ImportError:  # TEMPORARY until datasets.service lands
+    datasets = None  # type: ignore
 from backend.datasets.rows import Row, RowType
 from backend.datasets.tables import Dataset, DatasetVersion
 from backend.errors import Conflict, Invalid, NotFound
@@ -98,6 +102,15 @@ class Added(NamedTuple):
     added: int
     identical: int
     """Left out because both completions are the same: nothing to compare."""
+
+
+T = TypeVar("T")
+
+
+def _batched(things: Iterable[T], size: int) -> Iterator[list[T]]:
+    source = iter(things)
+    while batch := list(islice(source, size)):
+        yield batch
 
 
 # ---- sessions ------------------------------------------------------------------------------------------------------------
@@ -293,7 +306,7 @@ def add_items(session: Session, actor: Actor, labeling_session_id: int, items: I
 
 def _add_items(session: Session, found: LabelingSession, items: Iterable[ItemDraft]) -> Added:
     added = identical = 0
-    for batch in batched(items, 1000):
+    for batch in _batched(items, 1000):
         drafts: list[ItemDraft] = []
         for draft in batch:
             draft = _uniform(draft, found, added + identical + 1)
@@ -791,7 +804,7 @@ def freeze_preferences(
         .order_by(Judgment.guideline_number)
     ).all()
     origin = {
-        "kind": "labeling_session",
+        "kind": "labeling",
         "labeling_session_id": found.id,
         "labeling_session": found.name,
         "guideline_versions": list(versions),
@@ -853,7 +866,7 @@ def _dataset_for(
 
 
 def _rows(session: Session, used: Sequence[tuple[_Votes, consensus.Verdict]]) -> Iterator[Row]:
-    for some in batched(used, 500):
+    for some in _batched(used, 500):
         ids = [votes.item_id for votes, _ in some]
         prompts = {
             item_id: (uuid, prompt)
