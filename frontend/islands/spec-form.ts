@@ -128,7 +128,6 @@ class SpecForm extends HTMLElement {
   #values: Values = {};
   #fromPreset = new Map<string, unknown>();
   #refused = new Map<string, string>();
-  #touched = new Set<string>();
   #form = h("form", { class: "new-run", novalidate: true });
   #essential = h("div");
   #folds = h("div", { class: "folds" });
@@ -275,7 +274,6 @@ class SpecForm extends HTMLElement {
     const value = this.#values[field.path];
     const set = (next: string | boolean, rebuild = false): void => {
       this.#values[field.path] = next;
-      this.#touched.add(field.path);
       this.#refused.delete(field.path);
       if (rebuild) this.#build();
       this.#check(field);
@@ -481,8 +479,9 @@ class SpecForm extends HTMLElement {
       });
       location.assign(`/runs/${run.id}`);
     } catch (error) {
-      delete this.dataset.key;
       if (!(error instanceof ProblemError)) throw error;
+      // After a lost connection the run may exist: the same key finds it.
+      if (error.problem.status) delete this.dataset.key;
       this.#refuse(error.problem);
     }
   }

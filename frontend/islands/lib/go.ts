@@ -16,20 +16,20 @@ interface Listed {
 
 async function places(): Promise<Place[]> {
   const project = meta("project");
-  if (!project) return [];
+  const views = document.querySelector<HTMLMetaElement>('meta[name="project"]')?.dataset.views === "yes";
+  if (!project || !views) return [];
   const kinds: [string, string, (item: Listed) => Place][] = [
     ["runs", "run", (item) => ({ href: `/runs/${item.id}`, name: `#${item.id} ${item.name}`, kind: "run" })],
     ["datasets", "dataset", (item) => ({ href: `/datasets/${item.id}`, name: item.name, kind: "dataset" })],
     ["models", "model", (item) => ({ href: `/models/${item.id}`, name: item.name, kind: "model" })],
     ["labeling-sessions", "labeling session", (item) => ({ href: `/labeling/${item.id}`, name: item.name, kind: "labeling session" })],
   ];
-  // An annotator may not list runs; what is refused is simply not offered.
   const lists = await Promise.all(kinds.map(([path, , place]) => api<{ items: Listed[] }>(`/api/v1/projects/${project}/${path}?limit=50`).then((list) => list.items.map(place)).catch(() => [])));
   return lists.flat();
 }
 
 export function openGo(): void {
-  let known: Place[] = all<HTMLAnchorElement>(".rail a[href]:not(.brand)").map((link) => ({
+  let known: Place[] = all<HTMLAnchorElement>(".rail nav a[href]").map((link) => ({
     href: link.href,
     name: [...link.childNodes].filter((node) => node.nodeType === Node.TEXT_NODE).map((node) => node.textContent).join("").trim(),
     kind: "page",

@@ -1,0 +1,121 @@
+// <live-run data-run data-after data-state>: one event stream for the whole page of a run. It keeps the head true, feeds the
+// charts, the log and the list of completions, and says when the connection is lost; the stream resumes after the last id.
+import { all, glyph, h, one, s } from "./lib/dom.ts";
+import { duration, number } from "./lib/format.ts";
+import { refresh } from "./lib/refresh.ts";
+import { store, type Wire } from "./lib/series.ts";
+import { Stream, type Connection } from "./lib/sse.ts";
+
+interface RunEvent {
+  state: string;
+  step: number;
+  total: number;
+  rate?: number | null;
+  left_seconds?: number | null;
+  worker?: string | null;
+  silent_seconds?: number | null;
+}
+
+interface MetricsEvent {
+  step: number;
+  values: Record<string, Wire>;
+  seconds?: number | null;
+}
+
+interface LogEvent {
+  at?: string;
+  level?: string;
+  text: string;
+}
+
+const TERMINAL = ["succeeded", "failed", "cancelled"];
+const SHAPES: Record<string, string> = { cancelling: "draining" };
+
+class LiveRun extends HTMLElement {
+  #stream: Stream | null = null;
+  #state = "";
+  #due: ReturnType<typeof setTimeout> | undefined;
+
+  connectedCallback(): void {
+    this.#state = this.dataset.state ?? "";
+    if (TERMINAL.includes(this.#state)) return;
+    this.#stream = new Stream(`/api/v1/runs/${this.dataset.run}/events`, {
+      after: Number(this.dataset.after ?? 0),
+      events: ["run", "metrics", "completions", "log"],
+      on: (event, data) => this.#hear(event, data),
+      state: (connection) => this.#connection(connection),
+    });
+  }
+
+  disconnectedCallback(): void {
+    this.#stream?.close();
+    clearTimeout(this.#due);
+  }
+
+  #hear(event: string, data: unknown): void {
+    if (event === "run") this.#run(data as RunEvent);
+    else if (event === "metrics") {
+      const { step, values, seconds } = data as MetricsEvent;
+      store.add(Number(this.dataset.run), step, values, seconds ?? NaN);
+      if (Object.keys(values).some((key) => key.startsWith("eval_"))) this.#soon();
+    } else if (event === "completions") this.#soon();
+    else if (event === "log") this.#log(data as LogEvent);
+  }
+
+  /** Parts that the server words (diagnosis, before and after, completions) are asked for again, at most every 1.5 s. */
+  #soon(): void {
+    clearTimeout(this.#due);
+    this.#due = setTimeout(() => void refresh(), 1500);
+  }
+
+  #connection(connection: Connection): void {
+    if (connection === "lost") {
+      if (!this.firstChild) this.append(h("p", { class: "connection", role: "status" }, "Connection lost, catching up. The run goes on without this page; what is shown is as of a moment ago."));
+    } else if (connection === "open") this.replaceChildren();
+  }
+
+  #put(name: string, ...nodes: (Node | string)[]): void {
+    for (const place of all(`[data-live="${name}"]`)) place.replaceChildren(...nodes.map((node) => (node instanceof Node ? node.cloneNode(true) : node)));
+  }
+
+  #run(run: RunEvent): void {
+    const silent = run.silent_seconds !== null && run.silent_seconds !== undefined;
+    this.#put("state", h("span", { class: "state", "data-state": silent ? "silent" : run.state }, glyph(silent ? "silent" : (SHAPES[run.state] ?? run.state)), silent ? ` silent for ${duration(run.silent_seconds)}` : ` ${run.state}`));
+    this.#put("step", number(run.step));
+    this.#put("total", number(run.total));
+    if ("rate" in run) this.#put("rate", run.rate == null ? h("span", { class: "none" }, "unknown") : `${number(run.rate, 3)} steps/s`);
+    if ("left_seconds" in run) this.#put("left", run.left_seconds == null ? h("span", { class: "none" }, "unknown") : duration(run.left_seconds));
+    if ("worker" in run) this.#put("worker", run.worker ? h("a", { href: "/workers" }, run.worker) : h("span", { class: "none" }, "none"));
+    const share = run.total ? Math.min(1, run.step / run.total) : 0;
+    const meter = one("svg", one('[data-live="progress"]') ?? document);
+    meter?.setAttribute("aria-label", `Step ${run.step} of ${run.total}`);
+    meter?.replaceChildren(s("rect", { x: "0%", width: `${(100 * share).toFixed(1)}%`, class: TERMINAL.includes(run.state) ? "" : "live" }));
+    if (run.state !== this.#state) {
+      this.#state = run.state;
+      // Buttons, notices and facts depend on the state: the server words them.
+      void refresh();
+      if (TERMINAL.includes(run.state)) {
+        clearTimeout(this.#due);
+        this.#due = setTimeout(() => {
+          void refresh();
+          this.#stream?.close();
+          this.#stream = null;
+          this.replaceChildren();
+        }, 2500);
+      }
+    }
+  }
+
+  #log(line: LogEvent): void {
+    const list = one("#log-lines");
+    if (!list) return;
+    const atEnd = list.scrollTop + list.clientHeight >= list.scrollHeight - 30;
+    const level = line.level === "warning" || line.level === "error" ? line.level : "";
+    const at = line.at ? new Date(line.at) : new Date();
+    list.append(h("li", { class: level || null }, h("time", { datetime: at.toISOString() }, at.toISOString().slice(11, 19)), level ? h("b", {}, level) : null, h("span", {}, line.text)));
+    while (list.children.length > 2000) list.firstElementChild?.remove();
+    if (atEnd) list.scrollTop = list.scrollHeight;
+  }
+}
+
+customElements.define("live-run", LiveRun);
