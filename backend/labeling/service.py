@@ -20,11 +20,7 @@ from sqlalchemy.orm import Session, aliased
 
 from backend.accounts.actors import Actor, Permission
 from backend.accounts.tables import Person
-
-try:
-    from backend.datasets import service as datasets
-except ImportError:  # TEMPORARY until datasets.service lands
-    datasets = None  # type: ignore
+from backend.datasets import service as datasets
 from backend.datasets.rows import Row, RowType
 from backend.datasets.tables import Dataset, DatasetVersion
 from backend.errors import Conflict, Invalid, NotFound
@@ -296,6 +292,13 @@ def waiting_for(session: Session, actor: Actor, project_id: int | None = None) -
         for one in found
     ]  # fmt: skip
     return sorted(made, key=lambda one: -one.left)
+
+
+def rail_counts(session: Session, actor: Actor, project_id: int) -> dict[str, int]:
+    """The rail's numbers: what is left for me to judge in the project's open sessions."""
+    if not actor.may(Permission.JUDGE, project_id):
+        return {}
+    return {"judge": sum(one.left for one in waiting_for(session, actor, project_id))}
 
 
 def add_items(session: Session, actor: Actor, labeling_session_id: int, items: Iterable[ItemDraft]) -> Added:
