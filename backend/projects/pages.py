@@ -104,7 +104,7 @@ def _members(
         request,
         "projects/members.html",
         status=status,
-        here=service.get_project(session, actor, project_id),
+        this_project=service.get_project(session, actor, project_id),
         members=service.list_members(session, actor, project_id),
         may_change=actor.may(Permission.ENGINEER, project_id),
         roles=list(Role),

@@ -37,8 +37,10 @@ def create_project(session: Session, actor: Actor, name: str, goal: str = "") ->
     if not actor.may(Permission.ENGINEER):
         raise Forbidden("Engineers and admins make projects.", remedy="Ask an engineer.")
     name = " ".join(name.split())
-    if not 1 <= len(name) <= 80:
-        raise InvalidProject("A project's name has 1 to 80 characters.", field="name", remedy="Name the goal.")
+    if not 1 <= len(name) <= 80 or not name.isprintable():
+        raise InvalidProject(
+            "A project's name has 1 to 80 printable characters.", field="name", remedy="Name the goal."
+        )
     if len(goal) > 2000:
         raise InvalidProject("The goal has at most 2,000 characters.", field="goal", remedy="Shorten it.")
     if session.scalar(select(Project.id).where(Project.name == name)) is not None:
