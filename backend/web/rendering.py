@@ -26,6 +26,8 @@ def environment() -> Environment:
     )
     made.filters.update(filters.ALL)
     made.globals["asset"] = asset
+    # the fields of a schema come in the order in which they were written
+    made.policies["json.dumps_kwargs"] = {"sort_keys": False}
     return made
 
 

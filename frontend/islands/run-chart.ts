@@ -228,7 +228,7 @@ class RunChart extends HTMLElement {
           font,
           size: (_self, values) => 12 + 6.4 * Math.max(1, ...(values ?? []).map((value) => String(value).length)),
           gap: 6,
-          space: 44,
+          space: 34,
           stroke: () => color("--ink-3"),
           grid: { width: 1, stroke: () => color("--hairline") },
           ticks: { show: false },

@@ -252,13 +252,14 @@ class SpecForm extends HTMLElement {
 
   #bounds(field: Field): Child[] {
     const { minimum, maximum, exclusiveMinimum, exclusiveMaximum, default: initial } = field.schema;
-    const big = (bound: number | undefined): string | null => (bound === undefined || bound >= 2 ** 31 ? null : number(bound));
-    const low = minimum !== undefined ? number(minimum) : exclusiveMinimum !== undefined ? `more than ${number(exclusiveMinimum)}` : null;
+    const said = (value: number): string => (Number.isInteger(value) ? value.toLocaleString("en-US") : plain(value));
+    const big = (bound: number | undefined): string | null => (bound === undefined || bound >= 2 ** 31 ? null : said(bound));
+    const low = minimum !== undefined ? said(minimum) : exclusiveMinimum !== undefined ? `more than ${said(exclusiveMinimum)}` : null;
     const high = big(maximum) ?? (big(exclusiveMaximum) ? `less than ${big(exclusiveMaximum)}` : null);
     const range = low && high ? `${low} to ${high}` : low ? (low.startsWith("more") ? low : `${low} or more`) : high;
     const parts: Child[] = [];
     if (range) parts.push(range);
-    if (initial !== undefined && field.kind !== "boolean") parts.push(`default ${typeof initial === "number" ? number(initial) : String(initial)}`);
+    if (initial !== undefined && field.kind !== "boolean") parts.push(`default ${typeof initial === "number" ? said(initial) : String(initial)}`);
     if (initial !== undefined && field.kind === "boolean") parts.push(`default ${initial ? "on" : "off"}`);
     if (this.#fromPreset.has(field.path) && plain(this.#fromPreset.get(field.path)) === plain(this.#values[field.path]) && plain(this.#fromPreset.get(field.path)) !== plain(initial)) parts.push(h("span", { class: "was" }, `${plain(this.#fromPreset.get(field.path))} from the preset`));
     return parts.flatMap((part, index) => (index ? [" · ", part] : [part]));
@@ -446,7 +447,7 @@ class SpecForm extends HTMLElement {
         ? h("p", { class: "small quiet" }, "unknown")
         : workers.total === 0
           ? h("p", { class: "small look" }, "No worker is there. The run will wait in the queue until one comes.")
-          : h("p", { class: "small quiet" }, workers.free > 0 && !workers.waiting ? `${workers.free} of ${workers.total} slot${workers.total === 1 ? "" : "s"} free: it can start at once.` : `All ${workers.total} slot${workers.total === 1 ? "" : "s"} taken or asked for; ${workers.waiting} run${workers.waiting === 1 ? "" : "s"} before it in the queue.`),
+          : h("p", { class: "small quiet" }, workers.free > workers.waiting ? `${workers.free} of ${workers.total} slot${workers.total === 1 ? "" : "s"} free: it can start at once.` : `${workers.total - workers.free} of ${workers.total} slot${workers.total === 1 ? "" : "s"} busy; ${workers.waiting} run${workers.waiting === 1 ? "" : "s"} before it in the queue.`),
       h("div", { class: "btn-row" }, h("button", { class: "btn primary", type: "submit", disabled: !isReady }, "Start run")),
     );
   }
