@@ -192,7 +192,7 @@ def grouped(keys: Iterable[str]) -> list[tuple[str, list[Chart]]]:
         prefix = (
             name.split("/")[0]
             if "/" in name
-            else ("speed" if name.endswith(("_time", "_runtime", "_per_second")) else "general")
+            else ("speed" if name.endswith(("time", "_per_second")) else "general")
         )
         lines = tuple((key, "held out" if is_held_out(key) else "training") for key in sorted(members, key=is_held_out))
         known = meaning(name)

@@ -1,0 +1,407 @@
+"""What the pages of runs show, computed from a spec and from points: pure values, no tables, no web."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from backend.runs import glossary, specs
+
+ABSENT = object()
+
+
+def said(value: Any) -> str:
+    """A spec's value as one writes it: ``True`` → ``on``, ``0.00001`` → ``1e-05``."""
+    if value is True or value is False:
+        return "on" if value else "off"
+    return "" if value is None else str(value)
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One field of a spec, with the sentence that explains it."""
+
+    path: str
+    value: Any
+    default: Any
+    means: str
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self.path.rpartition(".")[2]
+
+    @property
+    def indent(self) -> str:
+        """The rest of the path, with its dot."""
+        head = self.path.rpartition(".")[0]
+        return f"{head}." if head else ""
+
+    @property
+    def changed(self) -> bool:
+        """Whether it differs from its default; what has none (model, dataset) never does."""
+        return self.default is not ABSENT and self.value != self.default
+
+
+def _default(field: FieldInfo) -> Any:
+    return ABSENT if field.is_required() else field.get_default(call_default_factory=True)
+
+
+def leaves(spec: BaseModel, against: BaseModel | None = None, prefix: str = "") -> list[Leaf]:
+    """Every field of *spec* by dotted path. *against* holds the defaults of a nested part, where the owner gives others."""
+    found: list[Leaf] = []
+    for name, field in type(spec).model_fields.items():
+        value = getattr(spec, name)
+        path = f"{prefix}{name}"
+        default = getattr(against, name) if against is not None and type(against) is type(spec) else _default(field)
+        if isinstance(value, BaseModel):
+            found += leaves(value, default if isinstance(default, BaseModel) else None, f"{path}.")
+        elif name != "method":
+            if name == "kind" and against is not None:
+                default = getattr(against, "kind", ABSENT)
+            found.append(Leaf(path, value, default, field.description or (type(spec).__doc__ or "").strip()))
+    return found
+
+
+def parse(spec: Mapping[str, Any] | specs.TrainingSpec) -> specs.TrainingSpec:
+    """A stored spec as its class."""
+    return spec if isinstance(spec, specs.TrainingSpec) else specs.SPEC.validate_python(spec)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run's value of a field in Compare."""
+
+    value: str | None
+    odd: bool
+    """Whether it differs from what most of the runs have."""
+    href: str | None = None
+
+
+@dataclass(frozen=True)
+class Differing:
+    """A field that is not the same in all runs."""
+
+    name: str
+    cells: list[Cell]
+
+
+HREFS = {"base_model": "/models/{}", "dataset": "/versions/{}"}
+
+
+def href_of(path: str, value: Any) -> str | None:
+    """Where a field's value leads: models and dataset versions have pages."""
+    return HREFS[path].format(value) if path in HREFS else None
+
+
+def differences(
+    compared: Sequence[specs.TrainingSpec], named: Mapping[tuple[str, int], str] | None = None
+) -> tuple[list[Differing], int]:
+    """Fields whose values differ between the specs, and how many fields there are. *named* puts words to ids: ``("dataset", 3)``."""
+    values = [{"method": s.model_dump()["method"]} | {leaf.path: leaf.value for leaf in leaves(s)} for s in compared]
+    paths = list(dict.fromkeys(path for of_run in values for path in of_run))
+    rows = []
+    for path in paths:
+        given = [of_run.get(path, ABSENT) for of_run in values]
+        if all(value == given[0] for value in given):
+            continue
+        usual = max(given, key=given.count)
+        # with no majority nothing is odd
+        has_usual = given.count(usual) > 1
+        cells = []
+        for value in given:
+            odd = has_usual and value != usual
+            words = None if value is ABSENT else (named or {}).get((path, value), said(value))
+            cells.append(Cell(words, odd, None if value is ABSENT else href_of(path, value)))
+        rows.append(Differing(path, cells))
+    return rows, len(paths)
+
+
+@dataclass(frozen=True)
+class Change:
+    """A held-out metric before training and at the last evaluation."""
+
+    key: str
+    name: str
+    better: glossary.Better
+    before: float
+    after: float | None
+    """``None`` while it was measured only once."""
+    first_step: int
+    last_step: int
+
+    @property
+    def difference(self) -> float | None:
+        """After minus before."""
+        return None if self.after is None else self.after - self.before
+
+
+def change(key: str, points: glossary.Series) -> Change | None:
+    """First and last value of *key*; ``None`` if it was never measured."""
+    if not points:
+        return None
+    known = glossary.meaning(key)
+    (first, before), (last, after) = points[0], points[-1]
+    return Change(key, known.name.lower(), known.better, before, after if len(points) > 1 else None, first, last)
+
+
+SPEED = ("_runtime", "_per_second")
+
+
+def changes(method: str, series: Mapping[str, glossary.Series]) -> list[Change]:
+    """All held-out metrics, the deciding one first, then as the decisive charts order them."""
+    order = [glossary.DECIDES[method]] + [key for chart in glossary.DECISIVE[method] for key, _ in chart.keys]
+    keys = [
+        key
+        for key in series
+        if glossary.is_held_out(key) and not key.endswith(SPEED) and glossary.bare(key) in glossary.MEANINGS
+    ]
+    keys.sort(key=lambda key: (order.index(key) if key in order else len(order), key))
+    return [found for key in keys if (found := change(key, series[key])) is not None]
+
+
+@dataclass(frozen=True)
+class FinalCell:
+    """One run's last value of a metric."""
+
+    value: float | None
+    best: bool
+    so_far: bool
+
+
+@dataclass(frozen=True)
+class Final:
+    """A held-out metric of several runs."""
+
+    key: str
+    name: str
+    better: glossary.Better
+    cells: list[FinalCell]
+
+
+def finals(runs: Sequence[tuple[str, Mapping[str, glossary.Series], bool]]) -> list[Final]:
+    """Last held-out values of (method, series, still running) per run; the best is marked where a direction is known."""
+    keys = dict.fromkeys(found.key for method, series, _ in runs for found in changes(method, series))
+    rows = []
+    for key in keys:
+        known = glossary.meaning(key)
+        last = [series[key][-1][1] if series.get(key) else None for _, series, _ in runs]
+        finite = [value for value in last if value is not None and value == value]
+        best = None
+        if len(finite) > 1 and len(set(finite)) > 1 and known.better in ("higher", "lower"):
+            best = max(finite) if known.better == "higher" else min(finite)
+        cells = [
+            FinalCell(value, best is not None and value == best, running and value is not None)
+            for value, (_, _, running) in zip(last, runs, strict=True)
+        ]
+        rows.append(Final(key, known.name, known.better, cells))
+    return rows
+
+
+def lines(chart: glossary.Chart, run_id: int) -> list[dict[str, Any]]:
+    """The lines of *chart* for one run, as the ``<run-chart>`` island takes them."""
+    alone = len(chart.keys) == 1
+    return [
+        {
+            "run": run_id,
+            "key": key,
+            "label": "" if alone else label,
+            "slot": 0 if alone else slot,
+            "held_out": glossary.is_held_out(key),
+        }
+        for slot, (key, label) in enumerate(chart.keys, 1)
+    ]
+
+
+def overlaid(methods: Sequence[str]) -> list[glossary.Chart]:
+    """Charts that runs of these methods share, held-out values first: one metric each, so that lines are runs."""
+    charts: dict[str, glossary.Chart] = {}
+    for method in dict.fromkeys(methods):
+        for chart in glossary.DECISIVE[method]:
+            for key, _ in sorted(chart.keys, key=lambda pair: not glossary.is_held_out(pair[0])):
+                name = glossary.meaning(key).name + (", held out" if glossary.is_held_out(key) else "")
+                charts.setdefault(key, glossary.Chart(name, ((key, ""),)))
+    deciding = [glossary.DECIDES[method] for method in dict.fromkeys(methods)]
+    wanted = sorted(
+        charts,
+        key=lambda key: (deciding.index(key) if key in deciding else len(deciding), not glossary.is_held_out(key)),
+    )
+    return [
+        glossary.Chart(charts[key].title, charts[key].keys, wide=index == 0) for index, key in enumerate(wanted[:9])
+    ]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Values for the form, with what they are for."""
+
+    name: str
+    does: str
+    values: dict[str, Any]
+
+
+PRESETS: dict[str, tuple[Preset, ...]] = {
+    "sft": (
+        Preset(
+            "Tiny model, 1 min",
+            "For the tiny model of the demo on two CPU cores.",
+            {
+                "optimization.steps": 200,
+                "optimization.learning_rate": 1e-3,
+                "optimization.batch_size": 32,
+                "max_length": 128,
+            },
+        ),
+        Preset(
+            "LoRA",
+            "For models of a billion parameters and more.",
+            {
+                "optimization.steps": 500,
+                "optimization.learning_rate": 2e-4,
+                "optimization.batch_size": 8,
+                "optimization.accumulation": 4,
+                "weights": "lora",
+                "weights.rank": 16,
+                "weights.alpha": 32,
+                "optimization.warmup_steps": 20,
+            },
+        ),
+        Preset("Defaults", "Every field at its default.", {}),
+    ),
+    "reward": (
+        Preset(
+            "Tiny model, 1 min",
+            "For the tiny model of the demo on two CPU cores.",
+            {
+                "optimization.steps": 150,
+                "optimization.learning_rate": 1e-3,
+                "optimization.batch_size": 32,
+                "max_length": 128,
+            },
+        ),
+        Preset(
+            "LoRA",
+            "For models of a billion parameters and more.",
+            {
+                "optimization.steps": 500,
+                "optimization.learning_rate": 1e-4,
+                "optimization.batch_size": 8,
+                "optimization.accumulation": 4,
+                "weights": "lora",
+                "weights.rank": 16,
+                "weights.alpha": 32,
+                "optimization.warmup_steps": 20,
+            },
+        ),
+        Preset("Defaults", "Every field at its default.", {}),
+    ),
+    "dpo": (
+        Preset(
+            "Tiny model, 1 min",
+            "For the tiny model of the demo on two CPU cores.",
+            {
+                "optimization.steps": 120,
+                "optimization.learning_rate": 3e-4,
+                "optimization.batch_size": 32,
+                "max_length": 128,
+                "beta": 0.1,
+            },
+        ),
+        Preset(
+            "LoRA",
+            "For models of a billion parameters and more.",
+            {
+                "optimization.steps": 500,
+                "optimization.learning_rate": 5e-6,
+                "optimization.batch_size": 4,
+                "optimization.accumulation": 8,
+                "weights": "lora",
+                "weights.rank": 16,
+                "weights.alpha": 32,
+                "optimization.warmup_steps": 20,
+            },
+        ),
+        Preset("Defaults", "Every field at its default.", {}),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What somebody has, and the method it leads to."""
+
+    method: str
+    have: str
+    detail: str
+    leads: str
+    title: str
+    because: str
+
+
+CHOICES: tuple[Choice, ...] = (
+    Choice(
+        "sft", "Demonstrations", "texts or conversations as they should be", "SFT", "SFT",
+        "imitates the completions word by word. It is the first step for almost every model: it teaches the form in which preferences are learned later.",
+    ),
+    Choice(
+        "dpo", "Pairs", "two answers, one preferred", "DPO", "DPO",
+        "learns from pairs directly, without a reward model in between: one model to train, a frozen copy to compare with. β says how far it may move.",
+    ),
+    Choice(
+        "reward", "Pairs, and something should score", "a model that gives any text a number", "Reward model", "A reward model",
+        "learns to score texts so that the preferred one scores higher. Its held-out accuracy tells how much of the preference can be learned at all.",
+    ),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Node:
+    """A model, a run or a dataset version in the drawing of a lineage; *y* is its middle."""
+
+    kind: str
+    name: str
+    sub: str
+    href: str
+    x: int
+    y: int
+    here: bool = False
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A drawing: what led to a run on the left, what it made on the right."""
+
+    nodes: list[Node]
+    edges: list[str]
+    height: int
+
+
+def _edge(start: tuple[int, int], end: tuple[int, int]) -> str:
+    middle = (start[0] + end[0]) // 2
+    return f"M{start[0]} {start[1]}C{middle} {start[1]} {middle} {end[1]} {end[0]} {end[1]}"
+
+
+def draw(
+    run: tuple[str, str, str], sources: Sequence[tuple[str, str, str, str]], made: Sequence[tuple[str, str, str]]
+) -> Graph:
+    """*run* and *made* as (name, sub, href), *sources* as (kind, name, sub, href)."""
+    rows = max(len(sources), len(made), 1)
+    height = 60 * rows + 20
+    middle = height // 2
+
+    def column(count: int, index: int) -> int:
+        return middle + int((index - (count - 1) / 2) * 60)
+
+    nodes = [Node("run", *run, 460, middle, True)]
+    edges = []
+    for index, (kind, name, sub, href) in enumerate(sources):
+        y = column(len(sources), index)
+        nodes.append(Node(kind, name, sub, href, 10, y))
+        edges.append(_edge((250, y), (452, middle)))
+    for index, (name, sub, href) in enumerate(made):
+        y = column(len(made), index)
+        nodes.append(Node("model", name, sub, href, 790, y))
+        edges.append(_edge((690, middle), (782, y)))
+    return Graph(nodes, edges, height)
