@@ -6,6 +6,7 @@ Each test that asks for ``session`` or ``sessions`` gets a database of its own, 
 import os
 import signal
 import subprocess
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import NamedTuple, Protocol
 
 import psycopg
 import pytest
+import uvicorn
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy.orm import Session
@@ -225,3 +227,18 @@ def make_client(app: FastAPI, sessions: Sessions, settings: Settings, make_actor
         return client
 
     return make
+
+
+@pytest.fixture
+def served(app: FastAPI) -> Iterator[str]:
+    """Address of the web on a real port, for clients that speak real HTTP: the command line, streams, browsers."""
+    port = embedded.free_port()
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        embedded.wait_until(lambda: server.started, "the web", 20)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(20)

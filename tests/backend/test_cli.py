@@ -1,0 +1,90 @@
+"""The command line against a real web: signing in, what it remembers, how it says no."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from backend import embedded
+from backend.accounts.actors import Actor
+from backend.projects.service import ProjectName
+from tests.conftest import PASSWORD
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def studio(tmp_path: Path, database_url: str) -> Run:
+    """The ``studio`` command in an environment of its own."""
+    env = {
+        "PATH": "/usr/bin:/bin",
+        "HOME": str(tmp_path),
+        "STUDIO_HOME": str(tmp_path / "none"),
+        "DATABASE_URL": database_url,
+    }
+
+    def run(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "backend.cli", *arguments]
+        return subprocess.run(command, env=env | more, capture_output=True, text=True, timeout=60)
+
+    return run
+
+
+def test_login_remembers_a_token_that_only_the_owner_reads_and_logout_revokes_it(
+    studio: Run, served: str, admin: Actor, tmp_path: Path
+) -> None:
+    done = studio("login", served, "--email", "ada@example.org", STUDIO_PASSWORD=PASSWORD)
+    assert done.returncode == 0, done.stderr
+    assert "as Ada" in done.stdout
+    remembered = tmp_path / ".config" / "alignment-studio" / "credentials.json"
+    assert remembered.stat().st_mode & 0o777 == 0o600
+    token = json.loads(remembered.read_text())["token"]
+    assert studio("whoami").stdout.startswith("Ada at")
+    assert studio("logout").returncode == 0
+    again = studio("whoami", STUDIO_URL=served, STUDIO_TOKEN=token)
+    assert (again.returncode, "login" in again.stderr) == (3, True)
+
+
+def test_refusals_are_sentences_with_exit_codes(studio: Run, served: str, admin: Actor) -> None:
+    wrong = studio("login", served, "--email", "ada@example.org", STUDIO_PASSWORD="not the password")
+    assert (wrong.returncode, "wrong" in wrong.stderr, "Traceback" in wrong.stderr) == (3, True, False)
+    stranger = studio("projects", "list")
+    assert (stranger.returncode, "studio login" in stranger.stderr) == (3, True)
+    nobody = studio("projects", "list", STUDIO_URL=f"http://127.0.0.1:{embedded.free_port()}", STUDIO_TOKEN="sts_x")
+    assert (nobody.returncode, "No studio answers" in nobody.stderr) == (5, True)
+    assert studio("nonsense").returncode == 2
+
+
+def test_projects_are_made_and_found_by_name(studio: Run, served: str, admin: Actor, project: ProjectName) -> None:
+    studio("login", served, "--email", "ada@example.org", STUDIO_PASSWORD=PASSWORD)
+    assert "Project" in studio("projects", "create", "Tone", "--goal", "Kind answers").stdout
+    assert {one["name"] for one in json.loads(studio("projects", "list", "--json").stdout)} == {
+        "Tone",
+        "Sums and support",
+    }
+    taken = studio("projects", "create", "Tone")
+    assert (taken.returncode, "Choose another name" in taken.stderr) == (1, True)
+    unsaid = studio("datasets", "list")
+    assert (unsaid.returncode, "Tone" in unsaid.stderr) == (2, True)
+
+
+def test_the_setup_link_comes_from_the_console(studio: Run, admin: Actor) -> None:
+    exists = studio("admin", "create-link")
+    assert (exists.returncode, "An admin exists" in exists.stderr) == (1, True)
+    rescue = studio("admin", "create-link", "--email", "ada@example.org")
+    assert "/setup/" in rescue.stdout
+
+
+def test_the_first_setup_link_comes_from_the_console(studio: Run) -> None:
+    assert "/setup/" in studio("admin", "create-link").stdout
+
+
+def test_a_spec_that_is_none_is_refused_before_it_is_sent(studio: Run, tmp_path: Path) -> None:
+    for name, text in {"list.yaml": "- 1", "broken.yaml": "a: [1", "binary.yaml": "\udcff"}.items():
+        path = tmp_path / name
+        path.write_bytes(text.encode("utf-8", "surrogateescape"))
+        done = studio("runs", "submit", str(path), STUDIO_URL="http://127.0.0.1:9", STUDIO_TOKEN="sts_x")
+        assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
