@@ -3,6 +3,8 @@
 import gzip
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -82,3 +84,22 @@ def test_scripts_of_templates_carry_the_nonce_or_are_data() -> None:
     for template in (FRONTEND / "templates").rglob("*.html"):
         for tag in re.findall(r"<script\b[^>]*>", template.read_text()):
             assert 'nonce="{{ nonce }}"' in tag or 'type="application/json"' in tag, (template, tag)
+
+
+def test_the_pure_parts_of_the_islands() -> None:
+    node = shutil.which("node")
+    if node is None or not (FRONTEND / "node_modules" / "esbuild").exists():
+        pytest.skip("node or the frontend's dependencies are missing")
+    done = subprocess.run(
+        [node, "--test", str(Path(__file__).with_name("lib.test.mjs"))], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_types() -> None:
+    node = shutil.which("node")
+    compiler = FRONTEND / "node_modules" / "typescript" / "bin" / "tsc"
+    if node is None or not compiler.exists():
+        pytest.skip("node or the frontend's dependencies are missing")
+    done = subprocess.run([node, str(compiler), "--noEmit"], cwd=FRONTEND, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
