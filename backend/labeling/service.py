@@ -81,6 +81,10 @@ class NothingToFreeze(Conflict):
     """The policy leaves no row."""
 
 
+class GuidelinesChanged(Conflict):
+    """The guidelines have changed since you read them."""
+
+
 class AssignmentLost(Conflict):
     """The assignment ran out and somebody else has taken it."""
 
@@ -266,6 +270,17 @@ def list_sessions(
     if after is not None:
         query = query.where(LabelingSession.id < after)
     return [(row[0], row[1]) for row in session.execute(query.order_by(LabelingSession.id.desc()).limit(limit))]
+
+
+def name_for_annotator(session: Session, actor: Actor, labeling_session_id: int) -> str:
+    """A session's name, for those who judge in it."""
+    return _fetch(session, actor, labeling_session_id, Permission.JUDGE).name
+
+
+def manages(session: Session, actor: Actor, labeling_session_id: int) -> bool:
+    """Whether this person may see the session's own page."""
+    found = session.get(LabelingSession, labeling_session_id)
+    return found is not None and actor.may(Permission.VIEW, found.project_id)
 
 
 class Waiting(NamedTuple):
