@@ -189,9 +189,9 @@ def migrate(revision: Annotated[str, typer.Option(help="Revision to go to.")] = 
 @app.command()
 def demo() -> None:
     """Do by command what a person would do in the browser: judgments → version → SFT → reward model → DPO."""
-    from importlib import import_module
+    from backend.demo import walk
 
-    raise typer.Exit(import_module("backend.demo.walk").main(_studio) or 0)
+    raise typer.Exit(walk.main(_local_address(), _database_url()))
 
 
 @app.command()

@@ -371,10 +371,17 @@ def make_system_person(session: Session, name: str) -> Actor | None:
     email = "studio@localhost"
     if find_person(session, email) is not None:
         return None
-    person = Person(name=name, email=email, is_active=False)
+    person = add_person(session, name, email)
+    person.is_active = False
+    return Actor(person.id, person.name, is_admin=True)
+
+
+def add_person(session: Session, name: str, email: str) -> Person:
+    """A person without a password or a link: only the studio's own machine can give them a token."""
+    person = Person(name=name, email=email)
     session.add(person)
     session.flush()
-    return Actor(person.id, person.name, is_admin=True)
+    return person
 
 
 def find_person(session: Session, email: str) -> Person | None:

@@ -77,6 +77,4 @@ def _make(session: Session, maker: Actor) -> None:
 
 def _dataset(session: Session, maker: Actor, project_id: int, name: str, row_type: RowType, rows: list[Row]) -> None:
     dataset = datasets.create_dataset(session, maker, project_id, name, "Generated; see backend/demo/corpus.py.")
-    datasets.create_version(
-        session, dataset.id, rows, row_type, origin={"kind": "demo"}, created_by=maker.person_id
-    )
+    datasets.create_version(session, dataset.id, rows, row_type, origin={"kind": "demo"}, created_by=maker.person_id)
