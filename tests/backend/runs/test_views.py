@@ -1,7 +1,11 @@
 """What pages say about specs and points."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import pytest
 
+from backend.demo import specs as demo
 from backend.runs import glossary, specs, views
 
 SIGMOID = specs.DPOSpec(base_model=1, dataset=2)
@@ -21,26 +25,34 @@ def test_leaves_reach_every_field_and_know_what_was_changed() -> None:
     assert "loss.label_smoothing" not in found, "a field of the other loss does not exist"
 
 
+def _nested(method: str, values: Mapping[str, Any]) -> Any:
+    """A preset as a spec: ``"weights": "lora"`` chooses the kind, ``"weights.rank"`` a field below it."""
+    spec: dict[str, Any] = {"method": method, "base_model": 1, "dataset": 1}
+    for path, value in values.items():
+        *parents, last = path.split(".")
+        place = spec
+        for parent in parents:
+            place = place.setdefault(parent, {"kind": "sigmoid"} if parent == "loss" else {})
+        place[last] = {"kind": value} if path == "weights" else value
+    return specs.SPEC.validate_python(spec)
+
+
 @pytest.mark.parametrize("method", specs.METHODS)
-def test_every_method_has_presets_that_are_valid_charts_and_a_deciding_metric(method: str) -> None:
-    known = {leaf.path for leaf in views.leaves(specs.METHODS[method](base_model=1, dataset=1, weights=specs.LoRA()))}
+def test_every_method_has_valid_presets_charts_and_a_deciding_metric(method: str) -> None:
     for preset in views.PRESETS[method]:
-        nested: dict[str, object] = {"method": method, "base_model": 1, "dataset": 1}
-        for path, value in preset.values.items():
-            assert path in known or path == "weights", path
-            place = nested
-            *parents, last = path.split(".")
-            for parent in parents:
-                child = place.setdefault(parent, {})
-                if not isinstance(child, dict):
-                    child = place[parent] = {"kind": child}
-                place = child
-            place[last] = value
-        specs.SPEC.validate_python(nested)
+        _nested(method, preset.values)
     keys = [key for chart in glossary.DECISIVE[method] for key, _ in chart.keys]
     assert glossary.DECIDES[method] in keys
     assert all(glossary.bare(key) in glossary.MEANINGS for key in keys)
     assert any(choice.method == method for choice in views.CHOICES)
+
+
+@pytest.mark.parametrize("method", specs.METHODS)
+def test_the_tiny_presets_are_the_specs_of_the_demo(method: str) -> None:
+    made = getattr(demo, method)
+    presets = {preset.name: preset.values for preset in views.PRESETS[method]}
+    assert _nested(method, presets["Tiny model"]) == made(1, 1)
+    assert _nested(method, presets["Tiny, LoRA"]) == made(1, 1, weights=specs.LoRA())
 
 
 def test_compare_shows_only_what_differs() -> None:
