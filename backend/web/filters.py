@@ -1,12 +1,13 @@
 """How values read on a page: numbers with their unit, times as people say them, model text as safe HTML."""
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 import nh3
 from markdown_it import MarkdownIt
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 _markdown = MarkdownIt("commonmark", {"html": False, "linkify": False}).enable(["table", "strikethrough"])
 _TAGS = {
@@ -101,4 +102,30 @@ def percent(share: float | None, digits: int = 0) -> str:
     return "not measured" if share is None else f"{100 * share:.{digits}f} %"
 
 
-ALL: dict[str, Callable[..., Any]] = {f.__name__: f for f in (markdown, number, size, duration, ago, percent)}
+def sentence(text: str) -> Markup:
+    """A sentence of ours with ``commands`` in it, as HTML."""
+    parts = re.split(r"`{1,2}([^`]+)`{1,2}", text)
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if n % 2 else escape(part) for n, part in enumerate(parts)
+    )
+
+
+def browser(agent: str) -> str:
+    """``Chrome on Linux`` out of a User-Agent; the order matters, because every browser claims to be the older ones."""
+    names = {"Edg/": "Edge", "OPR/": "Opera", "Firefox/": "Firefox", "Chrome/": "Chrome", "Safari/": "Safari"}
+    systems = {
+        "Android": "Android",
+        "iPhone": "iPhone",
+        "iPad": "iPad",
+        "Windows": "Windows",
+        "Mac OS": "macOS",
+        "Linux": "Linux",
+    }
+    name = next((known for mark, known in names.items() if mark in agent), None)
+    system = next((known for mark, known in systems.items() if mark in agent), None)
+    return " on ".join(filter(None, [name, system])) or "another program"
+
+
+ALL: dict[str, Callable[..., Any]] = {
+    f.__name__: f for f in (markdown, number, size, duration, ago, percent, sentence, browser)
+}
