@@ -48,12 +48,21 @@ def _stop(process: subprocess.Popen[bytes], sig: int) -> None:
         process.wait()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever needs the servers is an integration test, without anybody having to remember the mark."""
+    for item in items:
+        if "servers" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.integration)
+
+
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     """Postgres and a Redis-protocol server, started once per test process."""
     postgres, redis = os.environ.get("STUDIO_TEST_DATABASE_URL"), os.environ.get("STUDIO_TEST_REDIS_URL")
     if postgres and redis:
-        yield Servers(postgres, redis)
+        # Test processes that run side by side share the given server: each takes a Redis database of its own.
+        side = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
+        yield Servers(postgres, _named(redis, side))
         return
     home = tmp_path_factory.mktemp("servers")
     password, data = uuid.uuid4().hex, home / "postgres"
