@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from sqlalchemy import func, insert, select
 from sqlalchemy.orm import Session
@@ -11,10 +11,13 @@ from sqlalchemy.orm import Session
 from backend.accounts import service as accounts
 from backend.accounts.actors import Actor, Permission
 from backend.artifacts import Artifacts
-from backend.datasets.mapping import identity
+from backend.datasets.formats import BadFile, FileTooLarge
+from backend.datasets.importing import NeedsMemory, NoSuchUpload, Quarantine, Upload
+from backend.datasets.mapping import Mapping, identity
 from backend.datasets.rowfile import RowReader, RowWriter, Written
 from backend.datasets.rows import Row, RowType
 from backend.datasets.tables import Dataset, DatasetVersion, RowOrigin
+from backend.db import after_commit
 from backend.errors import Conflict, Invalid, NotFound, StudioError
 
 __all__ = ["Dataset", "DatasetVersion"]
@@ -163,6 +166,56 @@ def record_version(
     return version
 
 
+def receive_upload(
+    session: Session, actor: Actor, project_id: int, quarantine: Quarantine, stream: BinaryIO, file_name: str
+) -> tuple[Upload, dict[str, Any]]:
+    """Take a file into quarantine and look at it: what it is, its first rows, mappings that fit. A broken file is removed."""
+    actor.require(Permission.ENGINEER, project_id)
+    upload = quarantine.receive(stream, file_name, project_id, actor.person_id)
+    try:
+        return upload, quarantine.look(upload)
+    except BaseException:
+        quarantine.remove(upload)
+        raise
+
+
+def get_upload(session: Session, actor: Actor, project_id: int, quarantine: Quarantine, upload_id: str) -> Upload:
+    """An upload that the actor sent to the project."""
+    actor.require(Permission.ENGINEER, project_id)
+    upload = quarantine.get(upload_id, actor.person_id)
+    if upload.project_id != project_id:
+        raise NoSuchUpload("There is no such upload; uploads are kept for a day.", remedy="Send the file again.")
+    return upload
+
+
+def import_version(
+    session: Session, actor: Actor, dataset_id: int, quarantine: Quarantine, upload: Upload, mapping: Mapping | None
+) -> DatasetVersion:
+    """A version from an uploaded file under *mapping* (``None``: the likeliest one).
+
+    A broken file leaves quarantine at once. One whose rows only do not fit the mapping stays, for another try.
+    """
+    dataset = get_dataset(session, actor, dataset_id)
+    actor.require(Permission.ENGINEER, dataset.project_id)
+    if upload.project_id != dataset.project_id:
+        raise NoSuchUpload("The upload belongs to another project.", remedy="Send the file again.")
+    try:
+        written, used, about = quarantine.write_rows(upload, mapping)
+    except (BadFile, FileTooLarge, NeedsMemory):
+        quarantine.remove(upload)
+        raise
+    origin = {
+        "kind": "import",
+        "file_name": upload.file_name,
+        "bytes": upload.size,
+        "mapping": used.model_dump(mode="json", exclude_defaults=True),
+        **about,
+    }
+    version = record_version(session, dataset_id, written, used.row_type, origin=origin, created_by=actor.person_id)
+    after_commit(session, lambda: quarantine.remove(upload))
+    return version
+
+
 def _record_origins(session: Session, version_id: int, judgment_ids: Iterable[Sequence[int]]) -> None:
     batch: list[dict[str, int]] = []
     for position, judgments in enumerate(judgment_ids):
@@ -240,7 +293,7 @@ def list_project_versions(
     return session.scalars(query.limit(500)).all()
 
 
-def count(session: Session, actor: Actor, project_id: int) -> dict[str, int]:
+def rail_counts(session: Session, actor: Actor, project_id: int) -> dict[str, int]:
     """The project's number of datasets, for the rail."""
     if not actor.may(Permission.VIEW, project_id):
         return {}
@@ -321,3 +374,8 @@ FILTERS: dict[str, Any] = {
     "label-false": lambda row: row.get("label") is False,
 }
 """What rows can be filtered by."""
+
+
+def check_may_import(actor: Actor, project_id: int) -> None:
+    """Raise unless the actor may import into the project: asked before a file is taken in."""
+    actor.require(Permission.ENGINEER, project_id)

@@ -325,7 +325,7 @@ def list_models(
     return session.scalars(query).all()
 
 
-def count(session: Session, actor: Actor, project_id: int) -> dict[str, int]:
+def rail_counts(session: Session, actor: Actor, project_id: int) -> dict[str, int]:
     """The project's number of models, for the rail."""
     if not actor.may(Permission.VIEW, project_id):
         return {}
