@@ -268,6 +268,13 @@ class FreezeCounts(_Closed):
     """Rows of the dataset version: kept, plus two per tie when ties are kept."""
 
 
+def excerpt(text: Any) -> str:
+    """What a prompt asks, for lists: plain text, or the last turn of a conversation."""
+    if isinstance(text, str):
+        return text
+    return plain(text[-1:])
+
+
 def plain(text: Any) -> str:
     """The words of a plain or conversational text, for lengths and excerpts."""
     if isinstance(text, str):

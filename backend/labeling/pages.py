@@ -27,7 +27,7 @@ from backend.labeling.judgments import (
     ItemDraft,
     LabelingState,
     Submission,
-    plain,
+    excerpt,
 )
 from backend.projects import service as projects
 from backend.web.problems import status_of
@@ -167,7 +167,7 @@ def history_page(
     items, following = service.my_history(session, actor, labeling_session_id, after=after)
     return render(
         request, "labeling/history.html", id=labeling_session_id, name=desk_name, items=items, next=following,
-        points=POINTS, skip_words=SKIP_WORDS, plain=plain,
+        points=POINTS, skip_words=SKIP_WORDS, excerpt=excerpt,
     )  # fmt: skip
 
 

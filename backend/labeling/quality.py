@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from backend.labeling import agreement
 from backend.labeling.agreement import Estimate
-from backend.labeling.judgments import plain
+from backend.labeling.judgments import excerpt
 
 _LIVE = "labeling_slot s join judgment j on j.id = s.judgment_id where s.labeling_session_id = :session and s.state = 'judged'"
 """A slot's present judgment; undone and superseded ones are not live."""
@@ -183,7 +183,7 @@ def _annotators(rows: Any) -> list[AnnotatorLine]:
 
 def _disputed(rows: Any) -> list[Disputed]:
     return [
-        Disputed(item_id, uuid, plain(prompt), strengths, [reason for reason in reasons if reason])
+        Disputed(item_id, uuid, excerpt(prompt), strengths, [reason for reason in reasons if reason])
         for item_id, uuid, prompt, strengths, reasons in rows(
             "select i.id, i.uuid, i.prompt, d.said, d.reasons from (select s.item_id, array_agg(j.strength order by j.id) as said, "
             "array_agg(j.reason order by j.id) as reasons, max(j.strength) - min(j.strength) as spread "

@@ -310,10 +310,14 @@ def waiting_for(session: Session, actor: Actor, project_id: int | None = None) -
 
 
 def rail_counts(session: Session, actor: Actor, project_id: int) -> dict[str, int]:
-    """The rail's numbers: what is left for me to judge in the project's open sessions."""
-    if not actor.may(Permission.JUDGE, project_id):
-        return {}
-    return {"judge": sum(one.left for one in waiting_for(session, actor, project_id))}
+    """The rail's numbers: what is left for me to judge in the project, and its open sessions."""
+    counts: dict[str, int] = {}
+    if actor.may(Permission.JUDGE, project_id):
+        counts["judge"] = sum(one.left for one in waiting_for(session, actor, project_id))
+    if actor.may(Permission.VIEW, project_id):
+        there = (LabelingSession.project_id == project_id, LabelingSession.state == LabelingState.OPEN)
+        counts["labeling"] = session.scalar(select(func.count()).select_from(LabelingSession).where(*there)) or 0
+    return counts
 
 
 def add_items(session: Session, actor: Actor, labeling_session_id: int, items: Iterable[ItemDraft]) -> Added:

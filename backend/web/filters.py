@@ -49,7 +49,8 @@ def markdown(text: str) -> Markup:
         url_schemes={"http", "https", "mailto"},
         link_rel="nofollow noopener noreferrer",
     )
-    return Markup(clean)
+    # long lines of code scroll, so the keyboard must reach them
+    return Markup(clean.replace("<pre>", '<pre tabindex="0">'))
 
 
 def number(value: float | int | None, digits: int = 4) -> str:

@@ -45,6 +45,7 @@ class CompareCompletions extends HTMLElement {
     this.#look();
     this.#forget = keys([
       ...WORDS.map((does, i) => ({ key: String(i + 1), does, run: () => this.#pick(i + 1) })),
+      { key: "8", does: "", run: () => this.#pick(8) },
       { key: "+", does: "A tie: both good", run: () => this.#tie("both_good") },
       { key: "=", does: "", run: () => this.#tie("both_good") },
       { key: "-", does: "A tie: both bad", run: () => this.#tie("both_bad") },
@@ -90,7 +91,8 @@ class CompareCompletions extends HTMLElement {
   #pick(point: number): void {
     const sheet = one("#skip:popover-open", this);
     if (sheet) return all<HTMLButtonElement>("button[name=skip_reason]", sheet)[point - 1]?.click();
-    const input = one<HTMLInputElement>(`[name=point][value="${point}"]`, this)!;
+    const input = one<HTMLInputElement>(`[name=point][value="${point}"]`, this);
+    if (!input) return;
     input.checked = true;
     input.focus();
     this.#changed();
@@ -282,7 +284,8 @@ class CompareCompletions extends HTMLElement {
   }
 
   #opened(sheet: HTMLElement, event: ToggleEvent): void {
-    if (event.newState === "open") one<HTMLElement>("textarea, [name=flags], [name=skip_reason]", sheet)?.focus();
+    // not on the first reason to skip: a second Enter would send it
+    if (event.newState === "open") (one<HTMLElement>("textarea, [name=flags]", sheet) ?? sheet).focus();
     else this.#look();
   }
 }
