@@ -1,5 +1,6 @@
 """The architecture as tests: who may import whom, and what an import costs."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -91,6 +92,19 @@ print(len(names), len(create_app(Settings()).openapi()["paths"]))
     modules, paths = map(int, in_fresh_interpreter(program).split())
     assert modules > 40
     assert paths > 20
+
+
+def test_settings_are_read_from_the_environment_only_where_a_process_starts() -> None:
+    """Whoever else needs a setting is given it, so that two studios fit into one process and tests need no environment."""
+    reads = {
+        str(path.relative_to(ROOT))
+        for package in ("backend", "worker")
+        for path in (ROOT / package).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Settings"
+    }
+    assert reads <= {"backend/app.py", "backend/cli.py", "worker/app.py"}, reads
+    assert "backend/app.py" in reads
 
 
 @pytest.mark.parametrize(
