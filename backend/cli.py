@@ -305,19 +305,12 @@ def list_datasets(project: Project = None, as_json: AsJson = False) -> None:
         found = list(studio.datasets(_project(studio, project)))
     if as_json:
         return _print_json(found)
-    _table((_dataset_line(one) for one in found), "id", "name", "versions", "newest", "rows", "type")
+    _table((_dataset_line(one) for one in found), "id", "name", "version", "its id", "rows", "type")
 
 
 def _dataset_line(dataset: Mapping[str, Any]) -> list[object]:
-    newest = dataset.get("newest") or dataset.get("latest") or {}
-    return [
-        dataset["id"],
-        dataset["name"],
-        dataset.get("versions"),
-        newest.get("id"),
-        newest.get("row_count"),
-        newest.get("row_type"),
-    ]
+    newest = dataset.get("newest") or {}
+    return [dataset["id"], dataset["name"], *(newest.get(key) for key in ("number", "id", "row_count", "row_type"))]
 
 
 @datasets_app.command("import")
@@ -338,12 +331,7 @@ def import_dataset(
     as_json: AsJson = False,
 ) -> None:
     """Import a file as a new dataset version. A bad row is named by its line, and then nothing is kept."""
-    mapping: dict[str, str] = {}
-    for pair in map_ or []:
-        target, equals, column = pair.partition("=")
-        if not (equals and target and column):
-            raise typer.BadParameter(f"“{pair}” is not of the form TARGET=COLUMN", param_hint="--map")
-        mapping[target] = column
+    mapping = _mapping(map_, row_type) if map_ else None
     with _studio() as studio:
         made = studio.import_dataset(
             _project(studio, project), file, name=name or file.name.split(".")[0], mapping=mapping, row_type=row_type
@@ -351,8 +339,34 @@ def import_dataset(
         if as_json:
             return _print_json(made)
         typer.echo(
-            f"Version {made['id']} with {made['row_count']:,} rows ({made['row_type']}): {studio.url}/versions/{made['id']}"
+            f"{made['dataset']}, version {made['number']} (id {made['id']}): {made['row_count']:,} {made['row_type']} rows   "
+            f"{studio.url}/versions/{made['id']}"
         )
+
+
+ROW_TYPES = {
+    "chosen": "preference",
+    "label": "unpaired",
+    "completion": "prompt_completion",
+    "text": "language_modeling",
+    "messages": "language_modeling",
+    "prompt": "prompt_only",
+}
+"""What the rows are if this column is mapped; the first that fits counts."""
+
+
+def _mapping(pairs: Sequence[str], row_type: str | None) -> dict[str, Any]:
+    """``["prompt=question", …]`` as the mapping that the API takes."""
+    columns: dict[str, str] = {}
+    for pair in pairs:
+        target, equals, column = pair.partition("=")
+        if not (equals and target and column):
+            raise typer.BadParameter(f"“{pair}” is not of the form TARGET=COLUMN", param_hint="--map")
+        columns[target] = column
+    guessed = next((kind for target, kind in ROW_TYPES.items() if target in columns), None)
+    if row_type is None and guessed is None:
+        raise typer.BadParameter(f"say which column is one of {', '.join(ROW_TYPES)}", param_hint="--map")
+    return {"row_type": row_type or guessed, "columns": columns}
 
 
 @datasets_app.command("download")

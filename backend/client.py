@@ -181,6 +181,51 @@ class Studio:
         """Rows of a dataset version, page by page."""
         return self.items(f"/versions/{version_id}/rows")
 
+    def create_dataset(self, project_id: int, name: str, description: str = "") -> Json:
+        """An empty dataset."""
+        made: Json = self.post(f"/projects/{project_id}/datasets", {"name": name, "description": description})
+        return made
+
+    def upload(self, project_id: int, file: Path) -> Json:
+        """Send a file, in pieces, and get a look at it: columns, suggested mappings, first rows and errors. Nothing is made yet."""
+        with file.open("rb") as opened:
+            look: Json = self.call(
+                "POST", f"/projects/{project_id}/uploads", files={"file": (file.name, opened)}, timeout=None
+            )
+        return look
+
+    def import_dataset(
+        self,
+        project_id: int,
+        file: Path,
+        *,
+        name: str,
+        mapping: Mapping[str, Any] | None = None,
+        row_type: str | None = None,
+    ) -> Json:
+        """Import *file* as a new version of the dataset *name*, which is made if the project has none of that name.
+
+        *mapping* is the API's mapping object; without it the likeliest one is used, or the likeliest of *row_type*.
+        """
+        look = self.upload(project_id, file)
+        if mapping is None and row_type is not None:
+            fitting = [one["mapping"] for one in look["suggestions"] if one["mapping"]["row_type"] == row_type]
+            if not fitting:
+                columns = ", ".join(look["columns"])
+                raise Refused(
+                    {
+                        "title": f"No {row_type} rows can be read from the columns {columns}.",
+                        "status": 422,
+                        "remedy": "Say which column is which with a mapping.",
+                    }
+                )
+            mapping = fitting[0]
+        form = {"upload_id": look["id"]} | ({"mapping": json.dumps(dict(mapping))} if mapping is not None else {})
+        known = next((one["id"] for one in self.datasets(project_id) if one["name"] == name), None)
+        dataset_id = known if known is not None else self.create_dataset(project_id, name)["id"]
+        version: Json = self.call("POST", f"/datasets/{dataset_id}/versions", data=form, timeout=None)
+        return version
+
     def download(self, version_id: int, to: Path) -> int:
         """Write the version's rows to *to*; returns the bytes written."""
         try:

@@ -88,3 +88,27 @@ def test_a_spec_that_is_none_is_refused_before_it_is_sent(studio: Run, tmp_path:
         path.write_bytes(text.encode("utf-8", "surrogateescape"))
         done = studio("runs", "submit", str(path), STUDIO_URL="http://127.0.0.1:9", STUDIO_TOKEN="sts_x")
         assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+
+
+def test_a_file_becomes_a_version_and_a_bad_row_leaves_nothing(
+    studio: Run, served: str, admin: Actor, project: ProjectName, tmp_path: Path
+) -> None:
+    studio("login", served, "--email", "ada@example.org", STUDIO_PASSWORD=PASSWORD)
+    good = tmp_path / "pairs.jsonl"
+    rows = [{"question": f"{n} + 1?", "good": str(n + 1), "bad": "no idea"} for n in range(3)]
+    good.write_text("\n".join(json.dumps(row) for row in rows))
+    maps = ["--map", "prompt=question", "--map", "chosen=good", "--map", "rejected=bad"]
+    done = studio("datasets", "import", str(good), *maps)
+    assert (done.returncode, "3 preference rows" in done.stdout) == (0, True), done.stderr
+    (listed,) = json.loads(studio("datasets", "list", "--json").stdout)
+    assert (listed["name"], listed["newest"]["row_count"]) == ("pairs", 3)
+    to = tmp_path / "back.jsonl"
+    assert studio("datasets", "download", str(listed["newest"]["id"]), "--to", str(to)).returncode == 0
+    assert [json.loads(line)["chosen"] for line in to.read_text().splitlines()] == ["1", "2", "3"]
+
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text(good.read_text() + '\n{"question": "broken"')
+    refused = studio("datasets", "import", str(bad), "--name", "pairs", *maps)
+    assert (refused.returncode, "line 4" in refused.stderr) == (1, True), refused.stderr
+    assert len(json.loads(studio("datasets", "list", "--json").stdout)) == 1
+    assert studio("datasets", "import", str(good), "--map", "question").returncode == 2
