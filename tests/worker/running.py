@@ -1,0 +1,94 @@
+"""Runs recipes as the worker does: one child process, one folder, nothing but files between them."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from backend.datasets.rows import Row, RowType
+from backend.runs.specs import Launch, TrainingSpec
+
+ROOT = Path(__file__).parents[2]
+BASE = ROOT / "backend" / "demo" / "base"
+
+TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+
+
+def write_rows(path: Path, rows: list[Row]) -> Path:
+    """A Parquet file as a dataset version has it."""
+    types = {"margin": pa.float64(), "label": pa.bool_()}
+    columns = {
+        name: pa.array([row[name] for row in rows], types.get(name, TURNS if isinstance(value, list) else pa.string()))
+        for name, value in rows[0].items()
+    }
+    pq.write_table(pa.table(columns), path, compression="zstd")
+    return path
+
+
+class Attempt:
+    """One attempt at a run, and what it said."""
+
+    def __init__(self, launch: Launch, **environment: str) -> None:
+        launch.folder.mkdir(parents=True, exist_ok=True)
+        self.launch = launch
+        self.folder = launch.folder
+        spec = launch.folder / "spec.json"
+        spec.write_text(launch.model_dump_json())
+        self.output = (launch.folder / "output.log").open("ab")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "worker.recipes", str(spec)],
+            cwd=ROOT,
+            stdout=self.output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment},
+        )
+
+    def finish(self, timeout: float = 200) -> int:
+        """Wait for its end; returns the exit code."""
+        code = self.process.wait(timeout)
+        self.output.close()
+        return code
+
+    def events(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """What it said so far: whole lines."""
+        path = self.folder / "events.jsonl"
+        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+        events = [json.loads(line) for line in lines]
+        return [event for event in events if kind in (None, event["kind"])]
+
+    def wait_for(self, kind: str, step: int, timeout: float = 100) -> None:
+        """Until an event of *kind* at *step* or later was said."""
+        deadline = time.monotonic() + timeout
+        while not any(event.get("step", 0) >= step for event in self.events(kind)):
+            assert time.monotonic() < deadline, f"no {kind} at step {step}: {self.log()}"
+            assert self.process.poll() is None, f"ended before {kind} at step {step}: {self.log()}"
+            time.sleep(0.01)
+
+    def metrics(self) -> dict[int, dict[str, float]]:
+        """Step → name → value."""
+        values: dict[int, dict[str, float]] = {}
+        for event in self.events("metrics"):
+            values.setdefault(event["step"], {}).update(event["values"])
+        return values
+
+    def log(self) -> str:
+        return (self.folder / "output.log").read_text()[-3000:]
+
+
+def run(launch: Launch, *, expect: int = 0, **environment: str) -> Attempt:
+    """Run to the end; fails with the log if the exit code is not *expect*."""
+    attempt = Attempt(launch, **environment)
+    code = attempt.finish()
+    assert code == expect, attempt.log()
+    return attempt
+
+
+def launch(folder: Path, spec: TrainingSpec, rows: Path, row_type: RowType, **more: Any) -> Launch:
+    """A launch on the demo's base model."""
+    return Launch(spec=spec, folder=folder, rows=rows, row_type=row_type, **{"base_model": BASE, **more})

@@ -1,0 +1,79 @@
+"""``python -m worker.recipes <folder>/spec.json``: carry out one launch, with or without a studio around it.
+
+Events go to ``events.jsonl`` in the launch's folder. SIGTERM and SIGUSR1 ask to stop: after this step, with a
+checkpoint. Exit code 0: ``Finished`` was said; 78: the spec cannot work, ``Failed`` was said; anything else: try again
+from the last checkpoint, the trace is on standard error.
+"""
+
+import importlib
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from backend.runs.events import Finished
+from backend.runs.specs import Launch
+from worker.report import Report, SpecCannotWork, Stop, StopRequested
+
+_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",  # two threads on a busy machine are slower than one
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRL_EXPERIMENTAL_SILENCE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+"""What the studio's worker sets, for those who start a recipe by hand."""
+
+CANNOT_WORK = 78
+"""Exit code: do not try again (``EX_CONFIG`` of sysexits.h)."""
+
+
+def main(path: Path) -> int:
+    """The exit code."""
+    stop = Stop()
+    for signum in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(signum, stop)
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        launch = Launch.model_validate_json(path.read_bytes())
+    except (ValidationError, OSError) as error:
+        reason = SpecCannotWork(f"the spec cannot be read: {error}", remedy="Correct the named fields.")
+        with Report(path.parent / "events.jsonl") as report:
+            report.say(reason.event())
+        return CANNOT_WORK
+    (launch.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    with Report(launch.folder / "events.jsonl") as report:
+        return _carry_out(launch, report, stop)
+
+
+def _carry_out(launch: Launch, report: Report, stop: Stop) -> int:
+    try:
+        # imported late: torch takes seconds, and a new method is a spec and a file of its name
+        recipe = importlib.import_module(f"worker.recipes.{launch.spec.method}")
+        recipe.run(launch, launch.spec, report, stop)
+    except SpecCannotWork as error:
+        report.say(error.event(traceback.format_exc()))
+        return CANNOT_WORK
+    except StopRequested:
+        report.say(Finished(outcome="stopped", step=0))
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        report.say(
+            SpecCannotWork(
+                f"the accelerator's memory is full: {error}",
+                remedy="Lower the batch size (and raise accumulation), lower max_length, or train an adapter.",
+            ).event(traceback.format_exc())
+        )
+        return CANNOT_WORK
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
