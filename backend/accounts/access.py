@@ -95,7 +95,7 @@ class Declared:
         self.permission = permission
 
     def actor(self, request: Request, session: Session, csrf: str) -> Actor | None:
-        """Who sent the bearer token or the cookie; sets ``request.state.actor`` and, for browsers, ``.shell``."""
+        """Who sent the bearer token or the cookie; sets ``request.state.actor`` and, for pages, ``.shell``."""
         settings: Settings = request.app.state.settings
         secret, key = _bearer(request), request.cookies.get(cookie_name(settings))
         if secret is not None and key is not None:
@@ -114,7 +114,8 @@ class Declared:
                     raise StaleForm("Nothing was changed.", remedy="Reload the page and send it again.")
                 actor = browser.actor
                 request.state.browser = browser
-                request.state.shell = request.app.state.make_shell(session, browser, request)
+                if not request.url.path.startswith("/api/"):
+                    request.state.shell = request.app.state.make_shell(session, browser, request)
         request.state.actor = actor
         return actor
 
