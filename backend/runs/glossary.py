@@ -190,9 +190,7 @@ def grouped(keys: Iterable[str]) -> list[tuple[str, list[Chart]]]:
     groups: dict[str, list[Chart]] = {}
     for name, members in together.items():
         prefix = (
-            name.split("/")[0]
-            if "/" in name
-            else ("speed" if name.endswith(("time", "_per_second")) else "general")
+            name.split("/")[0] if "/" in name else ("speed" if name.endswith(("time", "_per_second")) else "general")
         )
         lines = tuple((key, "held out" if is_held_out(key) else "training") for key in sorted(members, key=is_held_out))
         known = meaning(name)

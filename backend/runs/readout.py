@@ -1,0 +1,267 @@
+"""What the pages of runs read, a handful of queries per page whatever its length: names, first and last values, workers, the queue.
+
+Read only. Moments are judged by the database clock, so that a browser or a web machine with a wrong clock tells no lies.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import and_, func, or_, select
+from sqlalchemy.orm import Session
+
+from backend.accounts import service as accounts
+from backend.accounts.actors import Actor, Permission
+from backend.datasets.tables import Dataset, DatasetVersion
+from backend.errors import NotFound
+from backend.registry.tables import Model
+from backend.runs import glossary, metrics, views
+from backend.runs.lifecycle import LEASED
+from backend.runs.tables import MetricKey, MetricPoint, Run, RunCheckpoint, RunCompletion, RunEvent, Worker
+
+SILENT_SECONDS = 25
+"""A worker speaks every ten seconds; after two missed times it is called silent."""
+
+_FLAGS = {1: math.nan, 2: math.inf, 3: -math.inf}
+
+
+class NoSuchRun(NotFound):
+    """There is no such run."""
+
+
+def find(session: Session, actor: Actor, run_id: int) -> Run:
+    """The run, if the actor may see it."""
+    run = session.get(Run, run_id)
+    if run is None:
+        raise NoSuchRun("There is no such run, or it is not yours to see.")
+    actor.require(Permission.VIEW, run.project_id)
+    return run
+
+
+def newest(
+    session: Session,
+    actor: Actor,
+    project_id: int,
+    *,
+    state: str = "",
+    method: str = "",
+    after: int | None = None,
+    limit: int,
+) -> Sequence[Run]:
+    """The project's runs, newest first; *after* is the id of the last one seen."""
+    actor.require(Permission.VIEW, project_id)
+    query = select(Run).where(Run.project_id == project_id).order_by(Run.id.desc()).limit(limit)
+    if state:
+        query = query.where(Run.state == state)
+    if method:
+        query = query.where(Run.method == method)
+    if after is not None:
+        query = query.where(Run.id < after)
+    return session.scalars(query).all()
+
+
+@dataclass(frozen=True)
+class Link:
+    """A model or a dataset version that a run names."""
+
+    id: int
+    label: str
+    sub: str = ""
+
+
+def model_links(session: Session, ids: Iterable[int]) -> dict[int, Link]:
+    """Names of models by id."""
+    query = select(Model.id, Model.name, Model.step, Model.run_id).where(Model.id.in_(set(ids)))
+    return {
+        row.id: Link(row.id, row.name, f"run #{row.run_id}, step {row.step}" if row.run_id else "base")
+        for row in session.execute(query)
+    }
+
+
+def version_links(session: Session, ids: Iterable[int]) -> dict[int, Link]:
+    """Names of dataset versions by id."""
+    query = select(DatasetVersion.id, Dataset.name, DatasetVersion.number, DatasetVersion.row_count)
+    query = query.join(Dataset).where(DatasetVersion.id.in_(set(ids)))
+    return {
+        row.id: Link(row.id, f"{row.name} v{row.number}", f"{row.row_count:,} rows") for row in session.execute(query)
+    }
+
+
+def _value(value: float | None, flag: int | None) -> float:
+    return value if value is not None else _FLAGS.get(flag or 1, math.nan)
+
+
+def deciding(session: Session, runs: Sequence[Run]) -> dict[int, views.Change]:
+    """First and last value of each run's deciding held-out metric."""
+    if not runs:
+        return {}
+    keys = {
+        row.name: row.id
+        for row in session.execute(select(MetricKey).where(MetricKey.name.in_(glossary.DECIDES.values()))).scalars()
+    }
+    wanted = [
+        and_(MetricPoint.run_id == run.id, MetricPoint.key_id == keys[glossary.DECIDES[run.method]])
+        for run in runs
+        if glossary.DECIDES.get(run.method) in keys
+    ]
+    if not wanted:
+        return {}
+    found: dict[int, list[tuple[int, float]]] = {}
+    for order in (MetricPoint.step.asc(), MetricPoint.step.desc()):
+        query = select(MetricPoint.run_id, MetricPoint.step, MetricPoint.value, MetricPoint.flag).where(or_(*wanted))
+        for row in session.execute(query.distinct(MetricPoint.run_id).order_by(MetricPoint.run_id, order)):
+            points = found.setdefault(row.run_id, [])
+            if not points or points[-1][0] != row.step:
+                points.append((row.step, _value(row.value, row.flag)))
+    by_id = {run.id: run for run in runs}
+    changes = {run_id: views.change(glossary.DECIDES[by_id[run_id].method], points) for run_id, points in found.items()}
+    return {run_id: change for run_id, change in changes.items() if change is not None}
+
+
+def points(session: Session, run_id: int, keys: Iterable[str], *, most: int = 400) -> dict[str, glossary.Series]:
+    """(step, value) by key, thinned out to about *most* each; what is not finite stays so."""
+    found = metrics.series(session, run_id, sorted(set(keys)), most)
+    return {
+        key: [(step, float(value)) for step, value in zip(one.steps, one.values, strict=True) if value is not None]
+        for key, one in found.items()
+    }
+
+
+def completion_steps(session: Session, run_id: int) -> list[int]:
+    """Steps at which held-out prompts were completed, rising."""
+    query = select(RunCompletion.step).where(RunCompletion.run_id == run_id).distinct().order_by(RunCompletion.step)
+    return list(session.scalars(query))
+
+
+def completions(session: Session, run_id: int, step: int) -> Sequence[RunCompletion]:
+    """What was written at *step*, the prompts in their order."""
+    query = select(RunCompletion).where(RunCompletion.run_id == run_id, RunCompletion.step == step)
+    return session.scalars(query.order_by(RunCompletion.index)).all()
+
+
+def checkpoints(session: Session, run_id: int) -> Sequence[RunCheckpoint]:
+    """The run's checkpoints, newest first."""
+    query = select(RunCheckpoint).where(RunCheckpoint.run_id == run_id)
+    return session.scalars(query.order_by(RunCheckpoint.step.desc(), RunCheckpoint.attempt.desc())).all()
+
+
+def last_checkpoints(session: Session, run_ids: Iterable[int]) -> dict[int, int]:
+    """Step of each run's newest checkpoint."""
+    query = select(RunCheckpoint.run_id, func.max(RunCheckpoint.step)).where(RunCheckpoint.run_id.in_(set(run_ids)))
+    query = query.where(RunCheckpoint.damaged_at.is_(None)).group_by(RunCheckpoint.run_id)
+    return {row[0]: row[1] for row in session.execute(query)}
+
+
+def started(session: Session, run_id: int) -> dict[str, Any] | None:
+    """What the newest attempt said when it began: device, rows, parameters, packages."""
+    query = select(RunEvent.data).where(RunEvent.run_id == run_id, RunEvent.kind == "started")
+    return session.scalar(query.order_by(RunEvent.seq.desc()).limit(1))
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """One line of the log."""
+
+    at: datetime
+    level: str
+    text: str
+
+    @property
+    def clock(self) -> str:
+        """Time of day, UTC."""
+        return self.at.strftime("%H:%M:%S")
+
+
+def log(session: Session, run_id: int, *, limit: int = 500) -> list[LogLine]:
+    """The last lines, in order."""
+    query = select(RunEvent.at, RunEvent.data).where(RunEvent.run_id == run_id, RunEvent.kind == "log")
+    rows = session.execute(query.order_by(RunEvent.seq.desc()).limit(limit)).all()
+    return [LogLine(row.at, row.data.get("level", "info"), row.data.get("text", "")) for row in reversed(rows)]
+
+
+def pace(session: Session, project_id: int, method: str) -> dict[str, Any] | None:
+    """Seconds a step took in the project's last finished run of *method*."""
+    query = select(Run).where(Run.project_id == project_id, Run.method == method, Run.state == "succeeded")
+    run = session.scalar(query.order_by(Run.id.desc()).limit(1))
+    if run is None or run.started_at is None or run.finished_at is None or not run.progress_step:
+        return None
+    return {"run": run.id, "seconds": (run.finished_at - run.started_at).total_seconds() / run.progress_step}
+
+
+def models_made(session: Session, run_id: int) -> list[Link]:
+    """Models registered from the run, by step."""
+    query = select(Model.id, Model.name, Model.step).where(Model.run_id == run_id).order_by(Model.step, Model.id)
+    return [
+        Link(row.id, row.name, f"step {row.step}" if row.step is not None else "") for row in session.execute(query)
+    ]
+
+
+def now(session: Session) -> datetime:
+    """The database's clock."""
+    moment: datetime = session.execute(select(func.clock_timestamp())).scalar_one()
+    return moment
+
+
+@dataclass(frozen=True)
+class Speaking:
+    """A worker with how long ago it spoke."""
+
+    worker: Worker
+    heard_seconds: float
+    runs: Sequence[Run]
+
+    @property
+    def silent(self) -> bool:
+        """Whether it missed two heartbeats."""
+        return self.heard_seconds > SILENT_SECONDS
+
+
+def workers(session: Session) -> list[Speaking]:
+    """Workers heard within a day, or that hold runs, with what they do."""
+    leased = session.scalars(select(Run).where(Run.lease_owner.is_not(None)).order_by(Run.id)).all()
+    moment = now(session)
+    found = []
+    for worker in session.scalars(select(Worker).order_by(Worker.name)):
+        mine = [run for run in leased if run.lease_owner == worker.name]
+        heard = (moment - worker.heard_at).total_seconds()
+        if heard < 86400 or mine:
+            found.append(Speaking(worker, heard, mine))
+    return found
+
+
+def queue(session: Session) -> Sequence[Run]:
+    """Runs that wait, in the order in which they are claimed."""
+    query = select(Run).where(Run.state == "queued").order_by(Run.priority.desc(), Run.id).limit(200)
+    return session.scalars(query).all()
+
+
+def submitters(session: Session, runs: Sequence[Run]) -> Mapping[int, str]:
+    """Names of who asked for the runs."""
+    ids = [run.submitted_by_id for run in runs if run.submitted_by_id is not None]
+    return accounts.names(session, ids) if ids else {}
+
+
+def silent_seconds(run: Run, moment: datetime) -> float | None:
+    """How long the run's worker has said nothing, if that is too long."""
+    if run.state not in LEASED or run.heard_at is None:
+        return None
+    seconds = (moment - run.heard_at).total_seconds()
+    return seconds if seconds > SILENT_SECONDS else None
+
+
+def recent_rate(session: Session, run: Run) -> float | None:
+    """Steps per second over the last points; ``None`` before there are two."""
+    query = (
+        select(MetricPoint.step, func.min(MetricPoint.at).label("at"))
+        .where(MetricPoint.run_id == run.id, MetricPoint.attempt == run.attempt)
+        .group_by(MetricPoint.step)
+        .order_by(MetricPoint.step.desc())
+        .limit(20)
+    )
+    rows = session.execute(query).all()
+    if len(rows) < 2:
+        return None
+    seconds = (rows[0].at - rows[-1].at).total_seconds()
+    return (rows[0].step - rows[-1].step) / seconds if seconds > 0 else None
