@@ -25,12 +25,13 @@ from backend.web.units import UnitOfWork
 router = APIRouter(prefix="/api/v1", tags=["datasets"])
 
 
-def _quarantine(request: Request) -> Quarantine:
+def quarantine_of(request: Request) -> Quarantine:
+    """Where this studio keeps uploads until they are versions."""
     settings = request.app.state.settings
     return Quarantine(settings.studio_home / "quarantine", settings.max_upload_bytes)
 
 
-Uploads = Annotated[Quarantine, Depends(_quarantine)]
+Uploads = Annotated[Quarantine, Depends(quarantine_of)]
 After = Annotated[int | None, Query(ge=0, description="The `next` of the page before.")]
 Limit = Annotated[int, Query(ge=1, le=200)]
 
@@ -211,7 +212,8 @@ def list_project_versions(
     return VersionList(items=[version_view(version) for version in found])
 
 
-def _mapping(text: str | None) -> Mapping | None:
+def parse_mapping(text: str | None) -> Mapping | None:
+    """The mapping in a form field; ``None`` if there is none."""
     if not text:
         return None
     try:
@@ -245,7 +247,7 @@ def create_version(
     `curl -H "Authorization: Bearer $TOKEN" -F file=@pairs.jsonl $STUDIO/api/v1/datasets/1/versions`.
     A file that cannot be read is refused with the `line` at fault, and nothing of it is kept.
     """
-    asked = _mapping(mapping)
+    asked = parse_mapping(mapping)
     dataset = service.get_dataset(session, actor, dataset_id)
     if (file is None) == (upload_id is None):
         raise InvalidDataset("Send either a file or an upload_id.", field="file", remedy="-F file=@pairs.jsonl")
@@ -257,6 +259,47 @@ def create_version(
     upload = quarantine.receive(file.file, file.filename or "file", dataset.project_id, actor.person_id)
     try:
         return version_view(service.import_version(session, actor, dataset_id, quarantine, upload, asked))
+    finally:
+        quarantine.remove(upload)
+
+
+@router.post("/projects/{project_id}/imports", status_code=201)
+def import_dataset(
+    actor: Engineer,
+    session: UnitOfWork,
+    quarantine: Uploads,
+    project_id: int,
+    name: Annotated[str, Form(max_length=120, description="The dataset; it is made if it does not exist.")],
+    file: Annotated[UploadFile | None, File()] = None,
+    upload_id: Annotated[str | None, Form()] = None,
+    mapping: Annotated[str | None, Form()] = None,
+) -> VersionView:
+    """Import a file as the first or next version of the dataset *name*: the dataset and the version, or neither."""
+    return version_view(
+        take(actor, session, quarantine, project_id, name, file, upload_id, parse_mapping(mapping))
+    )
+
+
+def take(
+    actor: Engineer,
+    session: UnitOfWork,
+    quarantine: Quarantine,
+    project_id: int,
+    name: str,
+    file: UploadFile | None,
+    upload_id: str | None,
+    mapping: Mapping | None,
+) -> DatasetVersion:
+    """Import a sent file or an earlier upload; what was only sent for this does not stay in quarantine."""
+    if upload_id:
+        upload = service.get_upload(session, actor, project_id, quarantine, upload_id)
+        return service.import_dataset(session, actor, project_id, quarantine, upload, mapping, name)
+    if file is None or not file.filename:
+        raise InvalidDataset("There is no file.", field="file", remedy="Choose a file.")
+    service.check_may_import(actor, project_id)
+    upload = quarantine.receive(file.file, file.filename, project_id, actor.person_id)
+    try:
+        return service.import_dataset(session, actor, project_id, quarantine, upload, mapping, name)
     finally:
         quarantine.remove(upload)
 

@@ -216,6 +216,24 @@ def import_version(
     return version
 
 
+def import_dataset(
+    session: Session,
+    actor: Actor,
+    project_id: int,
+    quarantine: Quarantine,
+    upload: Upload,
+    mapping: Mapping | None,
+    name: str,
+) -> DatasetVersion:
+    """The same into the project's dataset *name*, which is made if it does not exist; both or neither."""
+    actor.require(Permission.ENGINEER, project_id)
+    known = session.scalar(
+        select(Dataset).where(Dataset.project_id == project_id, Dataset.name == " ".join(name.split()))
+    )
+    dataset = known or create_dataset(session, actor, project_id, name)
+    return import_version(session, actor, dataset.id, quarantine, upload, mapping)
+
+
 def _record_origins(session: Session, version_id: int, judgment_ids: Iterable[Sequence[int]]) -> None:
     batch: list[dict[str, int]] = []
     for position, judgments in enumerate(judgment_ids):
@@ -306,6 +324,14 @@ def author(session: Session, version: DatasetVersion) -> str | None:
     return (
         accounts.names(session, [version.created_by_id]).get(version.created_by_id) if version.created_by_id else None
     )
+
+
+class Use(NamedTuple):
+    """Something that used a version: named, and where it is seen. The parts above datasets tell them (see ``pages``)."""
+
+    name: str
+    href: str
+    detail: str = ""
 
 
 class Page(NamedTuple):
