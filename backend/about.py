@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 
-from backend.accounts.access import Public, SignedIn
+from backend.accounts.access import Anybody, SignedIn
 from backend.web.health import health
 from backend.web.rendering import render
 
@@ -31,7 +31,7 @@ PROBLEM = {
 
 
 @router.get("/healthz")
-def healthz(actor: Public, request: Request) -> Response:
+def healthz(nobody: Anybody, request: Request) -> Response:
     """Database and Redis, for load balancers."""
     return health(request)
 

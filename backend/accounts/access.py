@@ -151,12 +151,20 @@ class Welcome(Declared):
             return None
 
 
+class Ignore(Declared):
+    """For everybody, whoever it is: nothing is looked up, so it works when the database does not."""
+
+    def __call__(self) -> None:
+        """Nothing."""
+
+
 @cache
 def require(permission: Permission) -> Require | Welcome:
     """The dependency for *permission*; the same object each time, so FastAPI resolves it once per request."""
     return Welcome(permission) if permission is Permission.PUBLIC else Require(permission)
 
 
+Anybody = Annotated[None, Depends(Ignore(Permission.PUBLIC))]
 Public = Annotated[Actor | None, Depends(require(Permission.PUBLIC))]
 SignedIn = Annotated[Actor, Depends(require(Permission.SIGNED_IN))]
 Annotator = Annotated[Actor, Depends(require(Permission.JUDGE))]
