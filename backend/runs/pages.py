@@ -223,7 +223,7 @@ def new_page(
         name: datasets.list_project_versions(session, actor, project_id, row_types=specs.NEEDS[name])
         for name in specs.METHODS
     }
-    models = _base_models(session, actor, project_id)
+    models = _base_models(session, actor, project_id, method)
     choice = next((choice for choice in views.CHOICES if choice.method == method), None)
     context: dict[str, Any] = {
         "project_id": project_id,
@@ -258,8 +258,10 @@ def new_page(
     return render(request, "runs/new.html", **context)
 
 
-def _base_models(session: Session, actor: Actor, project_id: int) -> list[dict[str, Any]]:
+def _base_models(session: Session, actor: Actor, project_id: int, method: str) -> list[dict[str, Any]]:
     found = registry.list_models(session, actor, project_id, kind="language", limit=200)
+    if method == "sft":  # the first step of a chain starts from a base; later ones from the newest model
+        found = sorted(found, key=lambda model: model.run_id is not None)
     return [{"id": model.id, "label": _model_label(model)} for model in found]
 
 
@@ -322,7 +324,7 @@ def run_page(
     run_id: int,
     tab: Tab = "overview",
     step: int | None = None,
-    against: Annotated[int | Literal[""] | None, Query()] = None,
+    against: str = "",
 ) -> HTMLResponse:
     """One run: what it does, what it measured, what it wrote, what it was asked, where it came from."""
     found = readout.find(session, actor, run_id)
@@ -351,7 +353,9 @@ def run_page(
             (name, [(chart, views.lines(chart, run_id)) for chart in charts]) for name, charts in glossary.grouped(keys)
         ]
     elif tab == "completions":
-        context |= _completions(session, run_id, steps, step, against or None)
+        context |= _completions(
+            session, run_id, steps, step, int(against) if against.isascii() and against.isdigit() else None
+        )
     elif tab == "logs":
         context["lines"] = readout.log(session, run_id)
     elif tab == "spec":
@@ -363,7 +367,11 @@ def run_page(
 
 def _overview(session: Session, view: View, keys: Sequence[str], steps: Sequence[int]) -> dict[str, Any]:
     decisive = glossary.DECISIVE[view.method]
-    wanted = {key for chart in decisive for key, _ in chart.keys} | {key for key in keys if glossary.is_held_out(key)}
+    wanted = (
+        {key for chart in decisive for key, _ in chart.keys}
+        | {key for key in keys if glossary.is_held_out(key)}
+        | {"grad_norm"}
+    )
     series = readout.points(session, view.id, wanted & set(keys))
     samples = readout.completions(session, view.id, steps[-1]) if steps else []
     return {
@@ -423,6 +431,12 @@ def _spec(session: Session, actor: Actor, view: View) -> dict[str, Any]:
     parent = readout.find(session, actor, view.parent_id) if view.parent_id is not None else None
     of_parent = {leaf.path: leaf.value for leaf in views.leaves(views.parse(parent.spec))} if parent else {}
     words = {"base_model": view.model, "dataset": view.version}
+    inherited_words: dict[str, str] = {}
+    if parent is not None:
+        inherited_words = {
+            "base_model": readout.model_links(session, [parent.base_model_id])[parent.base_model_id].label,
+            "dataset": readout.version_links(session, [parent.dataset_version_id])[parent.dataset_version_id].label,
+        }
     rows = []
     for leaf in views.leaves(view.spec):
         link = words.get(leaf.path)
@@ -435,7 +449,9 @@ def _spec(session: Session, actor: Actor, view: View) -> dict[str, Any]:
                 views.href_of(leaf.path, leaf.value),
                 "none" if leaf.default is views.ABSENT else views.said(leaf.default),
                 leaf.changed,
-                "does not apply" if inherited is views.ABSENT else views.said(inherited),
+                "does not apply"
+                if inherited is views.ABSENT
+                else inherited_words.get(leaf.path) or views.said(inherited),
                 parent is not None and inherited != leaf.value,
                 leaf.means,
             )
@@ -696,6 +712,7 @@ def workers_page(request: Request, actor: Viewer, session: UnitOfWork) -> HTMLRe
         workers=hosts,
         queue=waiting,
         slots=sum(host.slots for host in able),
+        unknown=sum(host.slots for host in hosts if host.silent),
         busy=sum(len(host.doing) + host.hidden for host in able),
         now=moment.astimezone(UTC).strftime("%H:%M:%S"),
     )

@@ -16,6 +16,8 @@ def said(value: Any) -> str:
     """A spec's value as one writes it: ``True`` → ``on``, ``0.00001`` → ``1e-05``."""
     if value is True or value is False:
         return "on" if value else "off"
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        return str(int(value))
     return "" if value is None else str(value)
 
 
@@ -348,6 +350,11 @@ def _edge(start: tuple[int, int], end: tuple[int, int]) -> str:
     return f"M{start[0]} {start[1]}C{middle} {start[1]} {middle} {end[1]} {end[0]} {end[1]}"
 
 
+def _end(x: int, name: str, sub: str) -> int:
+    """About where the words of a node at *x* end: no browser measures them here."""
+    return x + 34 + int(7.4 * max(len(name), 0.9 * len(sub)))
+
+
 def draw(
     run: tuple[str, str, str], sources: Sequence[tuple[str, str, str, str]], made: Sequence[tuple[str, str, str]]
 ) -> Graph:
@@ -364,9 +371,9 @@ def draw(
     for index, (kind, name, sub, href) in enumerate(sources):
         y = column(len(sources), index)
         nodes.append(Node(kind, name, sub, href, 10, y))
-        edges.append(_edge((250, y), (452, middle)))
+        edges.append(_edge((_end(10, name, sub), y), (452, middle)))
     for index, (name, sub, href) in enumerate(made):
         y = column(len(made), index)
         nodes.append(Node("model", name, sub, href, 790, y))
-        edges.append(_edge((690, middle), (782, y)))
+        edges.append(_edge((_end(460, run[0], run[1]), middle), (782, y)))
     return Graph(nodes, edges, height)

@@ -15,6 +15,9 @@ interface Line {
   held_out?: boolean;
 }
 
+/** What a schedule or a counter says is not noisy: smoothing would only lag behind it. */
+const PLANNED = new Set(["learning_rate", "epoch", "num_tokens"]);
+
 interface Shown {
   line: Line;
   points: Points;
@@ -101,7 +104,7 @@ class RunChart extends HTMLElement {
       const points = store.points(line.run, line.key);
       if (!points || !points.steps.length) continue;
       const timed = store.options.axis === "time" && points.times.some(Number.isFinite);
-      const factor = line.held_out || points.values.length < 12 ? 0 : store.options.smoothing;
+      const factor = line.held_out || PLANNED.has(line.key) || points.values.length < 12 ? 0 : store.options.smoothing;
       this.#shown.push({ line, points, xs: timed ? points.times : points.steps, smoothed: smooth(points.values, factor) });
     }
   }
@@ -146,10 +149,7 @@ class RunChart extends HTMLElement {
   }
 
   #label(shown: Shown): [string, string] {
-    const finite = shown.smoothed.filter(Number.isFinite);
-    const last = shown.points.values.at(-1);
-    const value = last !== undefined && !Number.isFinite(last) ? last : finite.at(-1);
-    return [shown.line.label, this.dataset.values === "no" ? "" : number(value, 3)];
+    return [shown.line.label, number(shown.points.values.at(-1), 3)];
   }
 
   #aligned(): uPlot.AlignedData {
@@ -360,6 +360,7 @@ class RunChart extends HTMLElement {
         limit = end.to - gap;
       }
     ctx.save();
+    const ground = color("--page");
     ctx.textBaseline = "middle";
     ctx.textAlign = "left";
     for (const { shown, x, y, to } of ends) {
@@ -369,9 +370,15 @@ class RunChart extends HTMLElement {
       ctx.arc(x, y, 2.6 * ratio, 0, 2 * Math.PI);
       ctx.fill();
       ctx.font = `600 ${11.5 * ratio}px system-ui, sans-serif`;
+      // A line that ends early has its label among the others: the page's color around it keeps it readable.
+      ctx.strokeStyle = ground;
+      ctx.lineWidth = 4 * ratio;
+      ctx.lineJoin = "round";
+      ctx.strokeText(name, x + 7 * ratio, to);
       ctx.fillText(name, x + 7 * ratio, to);
       const width = name ? ctx.measureText(`${name} `).width : 0;
       ctx.font = `400 ${11.5 * ratio}px system-ui, sans-serif`;
+      ctx.strokeText(value, x + 7 * ratio + width, to);
       ctx.fillText(value, x + 7 * ratio + width, to);
     }
     ctx.restore();

@@ -359,7 +359,8 @@ class SpecForm extends HTMLElement {
   #build(): void {
     const focus = document.activeElement instanceof HTMLElement ? document.activeElement.id : "";
     const open = new Set([...this.#folds.querySelectorAll("details[open]")].map((fold) => (fold as HTMLElement).dataset.group));
-    const chosen = this.#presets.find((preset) => Object.entries(preset.values).every(([path, value]) => plain(this.#values[path]) === plain(value)));
+    // A preset is chosen while every field stands as it would set it, the untouched ones at their defaults.
+    const chosen = this.#presets.find((preset) => this.#fields.every((field) => field.kind === "model" || field.kind === "version" || !this.#exists(field) || plain(this.#values[field.path]) === plain(preset.values[field.path] ?? field.initial)));
     const essential = this.#fields.filter((field) => ESSENTIAL.includes(field.path) || (!!field.under && ESSENTIAL.includes(field.under.path)) || (!field.path.includes(".") && !REST.includes(field.path)));
     const order = (field: Field): number => {
       const place = ESSENTIAL.indexOf(field.under?.path ?? field.path);
