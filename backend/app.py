@@ -16,6 +16,7 @@ from backend.artifacts import Artifacts
 from backend.db import Sessions, connect, make_sessions
 from backend.jobs import make_celery
 from backend.live import Bell
+from backend.runs import uses
 from backend.settings import Settings
 from backend.shell import Count, shell_maker
 from backend.web import problems
@@ -75,6 +76,9 @@ def create_app(settings: Settings, sessions: Sessions | None = None) -> FastAPI:
     app.state.bell = bell
     app.state.limits = RateLimits(settings.redis_url, studio=make_url(settings.database_url).database or "")
     app.state.make_shell = shell_maker(_counters())
+    # what runs tell the parts below them, which may not import runs
+    app.state.version_uses = [uses.version_uses]
+    app.state.tell_runs = uses.tell_runs
     problems.install(app)
     for module in _routers():
         app.include_router(module.router)

@@ -156,7 +156,7 @@ def version_view(version: DatasetVersion) -> VersionView:
         row_count=version.row_count,
         content_sha256=version.content_sha256,
         bytes=version.rows_bytes,
-        columns=version.columns,
+        columns=service.columns_of(version),
         origin=version.origin,
         created_at=version.created_at,
     )
@@ -275,9 +275,7 @@ def import_dataset(
     mapping: Annotated[str | None, Form()] = None,
 ) -> VersionView:
     """Import a file as the first or next version of the dataset *name*: the dataset and the version, or neither."""
-    return version_view(
-        take(actor, session, quarantine, project_id, name, file, upload_id, parse_mapping(mapping))
-    )
+    return version_view(take(actor, session, quarantine, project_id, name, file, upload_id, parse_mapping(mapping)))
 
 
 def take(
@@ -422,6 +420,6 @@ def download(
     reader = RowReader(path)
     if format == "csv":
         return StreamingResponse(
-            _csv(reader, list(version.columns)), media_type="text/csv; charset=utf-8", headers=headers
+            _csv(reader, list(service.columns_of(version))), media_type="text/csv; charset=utf-8", headers=headers
         )
     return StreamingResponse(_json_lines(reader), media_type="application/jsonl; charset=utf-8", headers=headers)

@@ -103,6 +103,7 @@ def list_page(
         uses=_uses(request, session, actor, newest),
         next=f"?after={listed[49].dataset.id}" if len(listed) > 50 else None,
         may_import=actor.may(Permission.ENGINEER, project_id),
+        columns_of=service.columns_of,
         from_words=from_words,
         session_of=labeling_session_of,
     )
@@ -176,6 +177,7 @@ def version_page(
         uses=_uses(request, session, actor, [version])[version.id],
         author=service.author(session, version),
         columns=COLUMNS[row_type],
+        kinds=service.columns_of(version),
         filters=[(name, FILTER_NAMES[name]) for name in FILTERS_OF.get(row_type, ("", "empty"))],
         row_name=ROW_NAMES.get(row_type, "rows"),
         type_name=TYPE_NAMES[row_type],

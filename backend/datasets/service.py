@@ -15,7 +15,7 @@ from backend.datasets.formats import BadFile, FileTooLarge
 from backend.datasets.importing import NeedsMemory, NoSuchUpload, Quarantine, Upload
 from backend.datasets.mapping import Mapping, identity
 from backend.datasets.rowfile import RowReader, RowWriter, Written
-from backend.datasets.rows import Row, RowType
+from backend.datasets.rows import COLUMNS, Row, RowType
 from backend.datasets.tables import Dataset, DatasetVersion, RowOrigin
 from backend.db import after_commit
 from backend.errors import Conflict, Invalid, NotFound, StudioError
@@ -87,6 +87,15 @@ def get_version(session: Session, actor: Actor, version_id: int) -> DatasetVersi
 def rows_path(session: Session, version: DatasetVersion) -> Path:
     """A local Parquet file with the version's rows; read-only."""
     return artifacts_of(session).local_path(version.rows_sha256)
+
+
+def columns_of(version: DatasetVersion) -> dict[str, str]:
+    """The version's columns and their types: TRL's in their order, then the others (the database keeps no order of keys)."""
+    first = COLUMNS[RowType(version.row_type)]
+    return {
+        column: version.columns[column]
+        for column in (*(c for c in first if c in version.columns), *sorted(set(version.columns) - set(first)))
+    }
 
 
 def create_version(

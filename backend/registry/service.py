@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from backend.accounts import service as accounts
 from backend.accounts.actors import Actor, Permission
 from backend.artifacts import Artifacts, FileEntry, Manifest
 from backend.errors import Invalid, NotFound
@@ -350,3 +351,46 @@ def chain_of(session: Session, model: Model) -> list[Model]:
     while chain[0].adapter_of_id is not None:
         chain.insert(0, session.get_one(Model, chain[0].adapter_of_id))
     return chain
+
+
+def receive_files(
+    session: Session,
+    actor: Actor,
+    project_id: int,
+    folder: Path,
+    name: str,
+    *,
+    kind: Kind,
+    adapter_of_id: int | None,
+    note: str,
+) -> Model:
+    """Register the model whose files were sent into *folder*; nothing of a refused one is stored."""
+    check_may_register(actor, project_id)
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    inspect_files(files)
+    if ("adapter_config.json" in files) != (adapter_of_id is not None):
+        raise UnsafeModel(
+            "An adapter needs the model that it changes, and only an adapter does.",
+            field="adapter_of_id",
+            remedy="Send adapter_of_id together with adapter_config.json and adapter_model.safetensors.",
+        )
+    return register_model(
+        session,
+        project_id=project_id,
+        name=name,
+        kind=kind,
+        manifest=artifacts_of(session).put_folder(folder),
+        adapter_of_id=adapter_of_id,
+        created_by=actor.person_id,
+        note=note,
+    )
+
+
+def check_may_register(actor: Actor, project_id: int) -> None:
+    """Raise unless the actor may add models to the project: asked before files are taken in."""
+    actor.require(Permission.ENGINEER, project_id)
+
+
+def author(session: Session, model: Model) -> str | None:
+    """Name of who registered the model."""
+    return accounts.names(session, [model.created_by_id]).get(model.created_by_id) if model.created_by_id else None
