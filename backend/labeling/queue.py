@@ -4,8 +4,9 @@ Every function runs inside the caller's transaction. The order of locks is alway
 wait for each other; ``SKIP LOCKED`` lets two hundred of them claim side by side. All times come from the database clock.
 """
 
+import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -30,12 +31,26 @@ class Held(NamedTuple):
     slot_id: int
     shown_order: list[int]
     reserved_seconds: float
+    prompt: Any
+    completions: list[tuple[UUID, Any]]
+    """Uuid and content by position in the record; no model's name is read."""
+
+
+_VIEW = (
+    "(select i.prompt from labeling_item i where i.id = s.item_id), "
+    "(select jsonb_agg(jsonb_build_array(c.uuid, c.content) order by c.position) from labeling_completion c where c.item_id = s.item_id)"
+)
+"""What an annotator sees of the slot's item, read with the statement that hands it out."""
 
 
 class Tally(NamedTuple):
-    """What one person holds in a session."""
+    """Where one person stands in a session."""
 
     done: int
+    holds: int
+    """Assignments reserved for them now."""
+    undoable: int | None
+    """Their last judgment, if it can be taken back now."""
     balance: int
     """Times the first completion stood left, less the times it stood right, over all slots held or judged."""
 
@@ -52,18 +67,22 @@ def take_turn(session: Session, labeling_session_id: int, person_id: int) -> int
     return int(found.scalar_one())
 
 
-def tally(session: Session, labeling_session_id: int, person_id: int) -> Tally:
-    """Count what this person holds and has judged; one index scan over their own slots."""
+def tally(session: Session, labeling_session_id: int, person_id: int, undo_minutes: float) -> Tally:
+    """Count what this person holds and has judged, by one index scan over their own slots; and find what they may undo."""
     row = session.execute(
         text(
-            "select count(*) filter (where s.state = 'judged'), "
+            "select count(*) filter (where s.state = 'judged'), count(*) filter (where s.state = 'reserved'), "
+            "(select j.id from judgment j where j.labeling_session_id = :session and j.annotator_id = :person and j.kind <> 'undo' "
+            " and not exists (select 1 from judgment u where u.supersedes_id = j.id) "
+            " and j.id > (select coalesce(max(f.last_judgment_id), 0) from labeling_freeze f where f.labeling_session_id = :session) "
+            " and j.submitted_at > clock_timestamp() - make_interval(secs => :undo) order by j.id desc limit 1), "
             "coalesce(sum(case when a.shown_order[1] = 0 then 1 else -1 end), 0) "
             "from labeling_slot s join assignment a on a.id = s.assignment_id "
             "where s.labeling_session_id = :session and s.annotator_id = :person"
         ),
-        {"session": labeling_session_id, "person": person_id},
+        {"session": labeling_session_id, "person": person_id, "undo": undo_minutes * 60},
     ).one()
-    return Tally(int(row[0]), int(row[1]))
+    return Tally(*row[:3], int(row[3]))
 
 
 def left_for(session: Session, labeling_session_id: int, person_id: int, limit: int = 1000) -> int:
@@ -98,7 +117,7 @@ def resume(session: Session, labeling_session_id: int, person_id: int, minutes: 
             "update labeling_slot s set reserved_until = greatest(s.reserved_until, clock_timestamp() + make_interval(secs => :seconds)) "
             "from mine, assignment a where s.id = mine.id and a.id = s.assignment_id "
             "returning a.id, a.uuid, a.idempotency_key, a.item_id, s.id, a.shown_order, "
-            "extract(epoch from s.reserved_until - clock_timestamp())"
+            f"extract(epoch from s.reserved_until - clock_timestamp()), {_VIEW}"
         ),
         {"session": labeling_session_id, "person": person_id, "seconds": minutes * 60},
     ).one_or_none()
@@ -166,7 +185,7 @@ def assign(
             " reserved_until = clock_timestamp() + make_interval(secs => :seconds) "
             "from made where s.id = :slot "
             "returning made.id, made.uuid, made.idempotency_key, made.item_id, s.id, made.shown_order, "
-            "extract(epoch from s.reserved_until - clock_timestamp())"
+            f"extract(epoch from s.reserved_until - clock_timestamp()), {_VIEW}"
         ),
         {
             "session": labeling_session_id,
@@ -197,10 +216,10 @@ def extend(session: Session, assignment_uuid: UUID, person_id: int, minutes: flo
     return None if row is None else max(0.0, float(row[0]))
 
 
-def slot_for(session: Session, assignment_id: int, item_id: int, person_id: int) -> int | None:
+def slot_for(session: Session, assignment_id: int, item_id: int, person_id: int, key: UUID) -> int | None:
     """Lock the slot that an answer to this assignment fills: its own, though late, or else a free one of the same item.
 
-    ``None``: others have taken what there was, or this person holds the item under a newer assignment.
+    ``None``: this key was used already, others have taken what there was, or this person holds the item anew.
     """
     return session.execute(
         text(
@@ -208,33 +227,37 @@ def slot_for(session: Session, assignment_id: int, item_id: int, person_id: int)
             "and ((s.state = 'reserved' and s.assignment_id = :assignment) or s.state = 'free') "
             "and not exists (select 1 from labeling_slot m where m.item_id = :item and m.annotator_id = :person "
             "  and m.assignment_id <> :assignment) "
+            "and not exists (select 1 from judgment j where j.annotator_id = :person and j.idempotency_key = :key) "
             "order by s.assignment_id = :assignment desc nulls last, s.number limit 1 for update of s"
         ),
-        {"assignment": assignment_id, "item": item_id, "person": person_id},
+        {"assignment": assignment_id, "item": item_id, "person": person_id, "key": key},
     ).scalar_one_or_none()
 
 
-def close_slot(session: Session, slot_id: int, person_id: int, assignment_id: int, judgment_id: int) -> None:
-    """The slot holds its judgment."""
-    session.execute(
-        text(
-            "update labeling_slot set state = 'judged', annotator_id = :person, assignment_id = :assignment, "
-            "judgment_id = :judgment, reserved_until = null where id = :slot"
-        ),
-        {"slot": slot_id, "person": person_id, "assignment": assignment_id, "judgment": judgment_id},
+def store(session: Session, judgment: Mapping[str, Any], *, keeps_slot: bool) -> UUID:
+    """Append a record and, with the same statement, let its locked slot hold it, or go to others (a skip)."""
+    now = (
+        "state = 'judged', annotator_id = :annotator_id, assignment_id = :assignment_id, judgment_id = made.id, reserved_until = null"
+        if keeps_slot
+        else "state = 'free', annotator_id = null, assignment_id = null, judgment_id = null, reserved_until = null"
     )
-
-
-def free_slot(session: Session, slot_id: int) -> None:
-    """The slot goes to others."""
-    session.execute(
-        text(
-            "update labeling_slot set state = 'free', annotator_id = null, assignment_id = null, judgment_id = null, "
-            "reserved_until = null where id = :slot"
-        ),
-        {"slot": slot_id},
+    columns = ", ".join(judgment)
+    values = ", ".join(f"cast(:{name} as jsonb)" if name == "payload" else f":{name}" for name in judgment)
+    return UUID(
+        str(
+            session.execute(
+                text(
+                    f"with made as (insert into judgment ({columns}) values ({values}) returning id, uuid) "
+                    f"update labeling_slot s set {now} from made where s.id = :slot_id returning made.uuid"
+                ),
+                {**judgment, "payload": json.dumps(judgment["payload"])},
+            ).scalar_one()
+        )
     )
 
 
 def _held(row: Any) -> Held | None:
-    return None if row is None else Held(*row[:5], list(row[5]), float(row[6]))
+    if row is None:
+        return None
+    completions = [(UUID(uuid), content) for uuid, content in row[8]]
+    return Held(*row[:5], list(row[5]), float(row[6]), row[7], completions)

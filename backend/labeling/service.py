@@ -16,6 +16,7 @@ from uuid import UUID, uuid4
 import pyarrow.parquet as pq
 from sqlalchemy import ColumnElement, and_, func, insert, select, update
 from sqlalchemy.dialects.postgresql import aggregate_order_by
+from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session, aliased
 
 from backend.accounts.actors import Actor, Permission
@@ -302,7 +303,7 @@ def waiting_for(session: Session, actor: Actor, project_id: int | None = None) -
         query = query.where(LabelingSession.project_id == project_id)
     found = [one for one in session.scalars(query) if actor.may(Permission.JUDGE, one.project_id)]
     made = [
-        Waiting(one.id, one.project_id, one.name, queue.tally(session, one.id, actor.person_id).done,
+        Waiting(one.id, one.project_id, one.name, queue.tally(session, one.id, actor.person_id, 0).done,
                 queue.left_for(session, one.id, actor.person_id))
         for one in found
     ]  # fmt: skip
@@ -450,20 +451,17 @@ def next_assignment(session: Session, actor: Actor, labeling_session_id: int) ->
     return _desk(session, found, actor, acknowledged)
 
 
-def _desk(session: Session, found: LabelingSession, actor: Actor, acknowledged: int) -> Desk:
+def _desk(session: Session, found: LabelingSession, actor: Actor, acknowledged: int, words: str | None = None) -> Desk:
     form = ComparisonForm.model_validate(found.form)
-    tally = queue.tally(session, found.id, actor.person_id)
+    tally = queue.tally(session, found.id, actor.person_id, form.undo_minutes)
     held: queue.Held | None = None
     if found.state == LabelingState.OPEN and acknowledged == found.guideline_number:
         minutes = form.reservation_minutes
-        held = queue.resume(session, found.id, actor.person_id, minutes) or queue.claim(
-            session, found.id, actor.person_id, minutes, tally.balance
-        )
-    words = session.scalar(
-        select(Guidelines.text).where(
-            Guidelines.labeling_session_id == found.id, Guidelines.number == found.guideline_number
-        )
-    )
+        if tally.holds:
+            held = queue.resume(session, found.id, actor.person_id, minutes)
+        held = held or queue.claim(session, found.id, actor.person_id, minutes, tally.balance)
+    if words is None:
+        words = session.scalar(select(Guidelines.text).where(_in_force(found.id, found.guideline_number)))
     return Desk(
         labeling_session_id=found.id,
         name=found.name,
@@ -472,35 +470,29 @@ def _desk(session: Session, found: LabelingSession, actor: Actor, acknowledged: 
         guidelines=GuidelinesView(
             version=found.guideline_number, text=words or "", acknowledged=acknowledged == found.guideline_number
         ),
-        progress=OwnProgress(
-            done=tally.done,
-            items=found.item_count,
-            undo_possible=_undoable(session, found, actor, form) is not None,
-        ),
-        assignment=_view(session, held) if held else None,
+        progress=OwnProgress(done=tally.done, items=found.item_count, undo_possible=tally.undoable is not None),
+        assignment=_view(held) if held else None,
     )
 
 
-def _view(session: Session, held: queue.Held) -> AssignmentView:
-    prompt = session.scalar(select(Item.prompt).where(Item.id == held.item_id))
-    completions = {
-        position: AnnotatorCompletion(uuid=uuid, content=content)
-        for position, uuid, content in session.execute(
-            select(Completion.position, Completion.uuid, Completion.content).where(Completion.item_id == held.item_id)
-        )
-    }
+def _in_force(labeling_session_id: Any, number: Any) -> ColumnElement[bool]:
+    return and_(Guidelines.labeling_session_id == labeling_session_id, Guidelines.number == number)
+
+
+def _view(held: queue.Held) -> AssignmentView:
+    shown = [held.completions[position] for position in held.shown_order]
     return AssignmentView(
         uuid=held.uuid,
         idempotency_key=held.idempotency_key,
-        prompt=prompt,  # type: ignore[arg-type]
-        completions=[completions[position] for position in held.shown_order],
+        prompt=held.prompt,
+        completions=[AnnotatorCompletion(uuid=uuid, content=content) for uuid, content in shown],
         reserved_seconds=round(held.reserved_seconds, 1),
     )
 
 
 def heartbeat(session: Session, actor: Actor, assignment: UUID) -> float:
     """The page is still open: keep the assignment; seconds until it runs out. Raises :class:`AssignmentLost`."""
-    _, found = _assignment(session, actor, assignment)
+    found = _assignment(session, actor, assignment).found
     form = ComparisonForm.model_validate(found.form)
     left = queue.extend(session, assignment, actor.person_id, form.reservation_minutes)
     if left is None:
@@ -508,16 +500,32 @@ def heartbeat(session: Session, actor: Actor, assignment: UUID) -> float:
     return left
 
 
-def _assignment(session: Session, actor: Actor, assignment: UUID) -> tuple[Assignment, LabelingSession]:
+class _Called(NamedTuple):
+    """An assignment of the actor, with what answering it takes."""
+
+    assignment: Assignment
+    found: LabelingSession
+    guidelines: str
+    completions: list[UUID]
+    """By position in the record."""
+
+
+def _assignment(session: Session, actor: Actor, assignment: UUID) -> _Called:
+    completions = (
+        select(func.array_agg(aggregate_order_by(Completion.uuid, Completion.position)))
+        .where(Completion.item_id == Assignment.item_id)
+        .scalar_subquery()
+    )
     row = session.execute(
-        select(Assignment, LabelingSession)
+        select(Assignment, LabelingSession, Guidelines.text, completions)
         .join(LabelingSession, LabelingSession.id == Assignment.labeling_session_id)
+        .join(Guidelines, _in_force(LabelingSession.id, LabelingSession.guideline_number))
         .where(Assignment.uuid == assignment, Assignment.annotator_id == actor.person_id)
     ).one_or_none()
     if row is None:
         raise NotFound("There is no such assignment, or it is not yours.")
     actor.require(Permission.JUDGE, row[1].project_id)
-    return row[0], row[1]
+    return _Called(*row)
 
 
 def request_hash(submission: Submission) -> bytes:
@@ -533,7 +541,8 @@ def submit_judgment(session: Session, actor: Actor, assignment: UUID, submission
     :class:`IdempotencyMismatch`. After the reservation ran out the answer still counts while the item has room; else it
     is kept beside the record and :class:`Late` comes back (not raised: raising would roll back what was kept).
     """
-    held, found = _assignment(session, actor, assignment)
+    called = _assignment(session, actor, assignment)
+    held, found = called.assignment, called.found
     form = ComparisonForm.model_validate(found.form)
     if submission.idempotency_key != held.idempotency_key:
         raise Invalid("The key is not the one that came with this assignment.", field="idempotency_key")
@@ -541,6 +550,13 @@ def submit_judgment(session: Session, actor: Actor, assignment: UUID, submission
         raise Invalid("This session asks for a reason with every judgment.", field="reason")
     acknowledged = queue.take_turn(session, found.id, actor.person_id)
     said = request_hash(submission)
+    closed = found.state == LabelingState.CLOSED
+    slot_id = None if closed else queue.slot_for(session, held.id, held.item_id, actor.person_id, held.idempotency_key)
+    if slot_id is not None:
+        record = _record(called, slot_id, submission, said, acknowledged)
+        uuid = queue.store(session, record, keeps_slot=submission.kind != "skip")
+        desk = _desk(session, found, actor, acknowledged, called.guidelines)
+        return Receipt(judgment=uuid, kind=submission.kind, repeated=False, desk=desk)
     before = session.execute(
         select(Judgment.uuid, Judgment.kind, Judgment.request_hash).where(
             Judgment.annotator_id == actor.person_id, Judgment.idempotency_key == submission.idempotency_key
@@ -549,101 +565,55 @@ def submit_judgment(session: Session, actor: Actor, assignment: UUID, submission
     if before is not None:
         if bytes(before.request_hash) != said:
             raise IdempotencyMismatch("Your first answer to this assignment stands.", remedy="Undo it to answer again.")
-        desk = _desk(session, found, actor, acknowledged)
+        desk = _desk(session, found, actor, acknowledged, called.guidelines)
         return Receipt(judgment=before.uuid, kind=before.kind, repeated=True, desk=desk)
-    closed = found.state == LabelingState.CLOSED
-    slot_id = None if closed else queue.slot_for(session, held.id, held.item_id, actor.person_id)
-    if slot_id is None:
-        kept = {"assignment_id": held.id, "submission": submission.model_dump(mode="json")}
-        session.merge(LateJudgment(id=_late_id(session, held.id), **kept))
-        session.flush()
-        why = "The session was closed" if closed else "The assignment ran out and somebody else has taken it"
-        refusal = AssignmentLost(
-            f"{why}. Your answer was kept for the engineers, but it does not count.", remedy="Go on with the next one."
-        )
-        return Late(refusal, _desk(session, found, actor, acknowledged))
-    recorded = _record(session, held, slot_id, submission, said, acknowledged)
-    if submission.kind == "skip":
-        queue.free_slot(session, slot_id)
-    else:
-        queue.close_slot(session, slot_id, actor.person_id, held.id, recorded.id)
-    desk = _desk(session, found, actor, acknowledged)
-    return Receipt(judgment=recorded.uuid, kind=submission.kind, repeated=False, desk=desk)
+    late = {"assignment_id": held.id, "submission": submission.model_dump(mode="json")}
+    session.execute(upsert(LateJudgment).values(late).on_conflict_do_nothing())
+    why = "The session was closed" if closed else "The assignment ran out and somebody else has taken it"
+    refusal = AssignmentLost(
+        f"{why}. Your answer was kept for the engineers, but it does not count.", remedy="Go on with the next one."
+    )
+    return Late(refusal, _desk(session, found, actor, acknowledged, called.guidelines))
 
 
-def _late_id(session: Session, assignment_id: int) -> int | None:
-    return session.scalar(select(LateJudgment.id).where(LateJudgment.assignment_id == assignment_id))
-
-
-def _record(
-    session: Session, held: Assignment, slot_id: int, submission: Submission, said: bytes, acknowledged: int
-) -> Judgment:
+def _record(called: _Called, slot_id: int, submission: Submission, said: bytes, acknowledged: int) -> dict[str, Any]:
+    held = called.assignment
     first_input = (
         held.assigned_at + dt.timedelta(milliseconds=submission.first_input_ms)
         if submission.first_input_ms is not None
         else None
     )
-    made = Judgment(
-        uuid=uuid4(),
-        labeling_session_id=held.labeling_session_id,
-        item_id=held.item_id,
-        slot_id=slot_id,
-        assignment_id=held.id,
-        annotator_id=held.annotator_id,
-        kind=submission.kind,
-        reason=submission.reason.strip(),
-        flags=[str(flag) for flag in submission.flags],
-        shown_order=held.shown_order,
-        guideline_number=acknowledged,
-        opened_at=held.assigned_at,
-        first_input_at=first_input,
-        active_ms=submission.active_ms,
-        idempotency_key=submission.idempotency_key,
-        request_hash=said,
-    )
+    made: dict[str, Any] = {
+        "labeling_session_id": held.labeling_session_id,
+        "item_id": held.item_id,
+        "slot_id": slot_id,
+        "assignment_id": held.id,
+        "annotator_id": held.annotator_id,
+        "kind": submission.kind,
+        "reason": submission.reason.strip(),
+        "flags": [str(flag) for flag in submission.flags],
+        "shown_order": held.shown_order,
+        "guideline_number": acknowledged,
+        "opened_at": held.assigned_at,
+        "first_input_at": first_input,
+        "active_ms": submission.active_ms,
+        "idempotency_key": submission.idempotency_key,
+        "request_hash": said,
+    }
     if isinstance(submission, ComparisonSubmission):
-        made.point = submission.point
-        made.strength = strength_of(submission.point, held.shown_order)
-        made.tie_kind = submission.tie_kind
-        first, second = session.scalars(
-            select(Completion.uuid).where(Completion.item_id == held.item_id).order_by(Completion.position)
-        ).all()
-        made.payload = {
+        first, second = called.completions
+        strength = strength_of(submission.point, held.shown_order)
+        tie_kind = submission.tie_kind and str(submission.tie_kind)
+        payload = {
             "kind": "comparison",
             "first": str(first),
             "second": str(second),
-            "strength": made.strength,
-            "tie_kind": submission.tie_kind,
+            "strength": strength,
+            "tie_kind": tie_kind,
         }
-    else:
-        made.skip_reason = submission.skip_reason
-        made.payload = {"kind": "skip", "reason": submission.skip_reason}
-    session.add(made)
-    session.flush()
-    return made
-
-
-def _undoable(session: Session, found: LabelingSession, actor: Actor, form: ComparisonForm) -> Judgment | None:
-    """My last judgment that is not undone yet, if it is young enough and in no frozen version."""
-    undo = aliased(Judgment)
-    frozen = (
-        select(func.coalesce(func.max(Freeze.last_judgment_id), 0))
-        .where(Freeze.labeling_session_id == found.id)
-        .scalar_subquery()
-    )
-    return session.scalar(
-        select(Judgment)
-        .where(
-            Judgment.labeling_session_id == found.id,
-            Judgment.annotator_id == actor.person_id,
-            Judgment.kind != "undo",
-            ~select(undo.id).where(undo.supersedes_id == Judgment.id).exists(),
-            Judgment.id > frozen,
-            Judgment.submitted_at > func.clock_timestamp() - dt.timedelta(minutes=form.undo_minutes),
-        )
-        .order_by(Judgment.id.desc())
-        .limit(1)
-    )
+        return {**made, "point": submission.point, "strength": strength, "tie_kind": tie_kind, "payload": payload}
+    reason = str(submission.skip_reason)
+    return {**made, "skip_reason": reason, "payload": {"kind": "skip", "reason": reason}}
 
 
 def undo_last(session: Session, actor: Actor, labeling_session_id: int) -> Desk:
@@ -653,11 +623,12 @@ def undo_last(session: Session, actor: Actor, labeling_session_id: int) -> Desk:
     # a freeze holds this row exclusively: it reads the judgments either before or after the undo, never half of it
     session.execute(select(LabelingSession.id).where(LabelingSession.id == found.id).with_for_update(read=True))
     form = ComparisonForm.model_validate(found.form)
-    last = _undoable(session, found, actor, form)
-    if last is None:
+    last_id = queue.tally(session, found.id, actor.person_id, form.undo_minutes).undoable
+    if last_id is None:
         raise NothingToUndo(
             f"Judgments can be taken back for {form.undo_minutes:g} minutes, and not after they are in a frozen version."
         )
+    last = session.get_one(Judgment, last_id)
     if last.kind == "comparison":
         slot_id: int | None = last.slot_id
     else:
