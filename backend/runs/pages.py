@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from sqlalchemy.orm import Session
 
 from backend.accounts.access import Engineer, Viewer
@@ -15,7 +15,7 @@ from backend.accounts.actors import Actor, Permission
 from backend.datasets import service as datasets
 from backend.errors import NotFound
 from backend.registry import service as registry
-from backend.runs import glossary, metrics, readout, specs, views
+from backend.runs import glossary, metrics, readout, service, specs, views
 from backend.runs.readout import Link
 from backend.web.rendering import render
 from backend.web.units import UnitOfWork
@@ -96,7 +96,7 @@ def _views(session: Session, runs: Sequence["Run"], *, whole: bool = False) -> l
     saved = readout.last_checkpoints(session, [run.id for run in runs]) if whole else {}
     made = []
     for run in runs:
-        rate = readout.recent_rate(session, run) if whole and run.state == "running" else None
+        now = service.status(session, run.id) if whole else None
         end = run.finished_at or moment
         made.append(
             View(
@@ -118,8 +118,8 @@ def _views(session: Session, runs: Sequence["Run"], *, whole: bool = False) -> l
                 model=models.get(run.base_model_id),
                 version=versions.get(run.dataset_version_id),
                 decides=decides.get(run.id),
-                rate=rate,
-                left=(run.total_steps - run.progress_step) / rate if rate else None,
+                rate=now.rate if now else None,
+                left=now.left_seconds if now else None,
                 by=by.get(run.submitted_by_id) if run.submitted_by_id is not None else None,
                 checkpoint_step=saved.get(run.id),
                 last_seq=run.seq,
@@ -180,7 +180,9 @@ def list_page(
     after: int | None = None,
 ) -> HTMLResponse:
     """The project's runs, newest first."""
-    found = readout.newest(session, actor, project_id, state=state, method=method, after=after, limit=PAGE + 1)
+    found = service.list_runs(
+        session, actor, project_id, states=[state] if state else [], method=method or None, after=after, limit=PAGE + 1
+    )
     rows = _views(session, found[:PAGE])
     return render(
         request,
@@ -212,7 +214,7 @@ def new_page(
 ) -> HTMLResponse:
     """What do you have → the method → one form from its schema."""
     actor.require(Permission.ENGINEER, project_id)
-    parent = readout.find(session, actor, clone) if clone is not None else None
+    parent = service.get_run(session, actor, clone) if clone is not None else None
     if parent is not None:
         if parent.project_id != project_id:
             raise NotFound("There is no such run in this project.")
@@ -327,10 +329,10 @@ def run_page(
     against: str = "",
 ) -> HTMLResponse:
     """One run: what it does, what it measured, what it wrote, what it was asked, where it came from."""
-    found = readout.find(session, actor, run_id)
+    found = service.get_run(session, actor, run_id)
     view = _views(session, [found], whole=True)[0]
     keys = metrics.keys_of(session, run_id)
-    steps = readout.completion_steps(session, run_id)
+    steps = service.completion_steps(session, actor, run_id)
     counts = {"charts": len({glossary.bare(key) for key in keys}) or None, "completions": len(steps) or None}
     context: dict[str, Any] = {
         "run": view,
@@ -347,14 +349,14 @@ def run_page(
         "may_launch": actor.may(Permission.ENGINEER, view.project_id),
     }
     if tab == "overview":
-        context |= _overview(session, view, keys, steps)
+        context |= _overview(session, actor, view, keys, steps)
     elif tab == "charts":
         context["groups"] = [
             (name, [(chart, views.lines(chart, run_id)) for chart in charts]) for name, charts in glossary.grouped(keys)
         ]
     elif tab == "completions":
         context |= _completions(
-            session, run_id, steps, step, int(against) if against.isascii() and against.isdigit() else None
+            session, actor, run_id, steps, step, int(against) if against.isascii() and against.isdigit() else None
         )
     elif tab == "logs":
         context["lines"] = readout.log(session, run_id)
@@ -365,7 +367,7 @@ def run_page(
     return render(request, "runs/run.html", **context)
 
 
-def _overview(session: Session, view: View, keys: Sequence[str], steps: Sequence[int]) -> dict[str, Any]:
+def _overview(session: Session, actor: Actor, view: View, keys: Sequence[str], steps: Sequence[int]) -> dict[str, Any]:
     decisive = glossary.DECISIVE[view.method]
     wanted = (
         {key for chart in decisive for key, _ in chart.keys}
@@ -373,7 +375,7 @@ def _overview(session: Session, view: View, keys: Sequence[str], steps: Sequence
         | {"grad_norm"}
     )
     series = readout.points(session, view.id, wanted & set(keys))
-    samples = readout.completions(session, view.id, steps[-1]) if steps else []
+    samples = service.completions(session, actor, view.id, step=steps[-1], limit=64) if steps else []
     return {
         "changes": views.changes(view.method, series),
         "findings": glossary.diagnose(view.method, series, finished=not view.active),
@@ -390,16 +392,19 @@ def _reward_names(samples: Sequence[Any]) -> list[str]:
 
 
 def _completions(
-    session: Session, run_id: int, steps: Sequence[int], step: int | None, against: int | None
+    session: Session, actor: Actor, run_id: int, steps: Sequence[int], step: int | None, against: int | None
 ) -> dict[str, Any]:
     if not steps:
         return {"steps": []}
     shown = step if step is not None and step in steps else steps[-1]
     place = steps.index(shown)
-    rows = readout.completions(session, run_id, shown)
+    rows = service.completions(session, actor, run_id, step=shown, limit=64)
     earlier = None
     if against is not None and against in steps and against != shown:
-        earlier = {sample.prompt: sample.completion for sample in readout.completions(session, run_id, against)}
+        earlier = {
+            sample.prompt: sample.completion
+            for sample in service.completions(session, actor, run_id, step=against, limit=64)
+        }
     return {
         "steps": list(reversed(steps)),
         "step": shown,
@@ -428,7 +433,7 @@ class SpecRow:
 
 
 def _spec(session: Session, actor: Actor, view: View) -> dict[str, Any]:
-    parent = readout.find(session, actor, view.parent_id) if view.parent_id is not None else None
+    parent = service.get_run(session, actor, view.parent_id) if view.parent_id is not None else None
     of_parent = {leaf.path: leaf.value for leaf in views.leaves(views.parse(parent.spec))} if parent else {}
     words = {"base_model": view.model, "dataset": view.version}
     inherited_words: dict[str, str] = {}
@@ -468,7 +473,14 @@ def _spec(session: Session, actor: Actor, view: View) -> dict[str, Any]:
 @router.get("/runs/{run_id}/spec.json")
 def spec_file(actor: Viewer, session: UnitOfWork, run_id: int) -> JSONResponse:
     """The spec as *New run* imports it."""
-    return JSONResponse(readout.find(session, actor, run_id).spec)
+    return JSONResponse(service.get_run(session, actor, run_id).spec)
+
+
+@router.post("/runs/{run_id}/cancel")
+def cancel(actor: Engineer, session: UnitOfWork, run_id: int) -> RedirectResponse:
+    """Ask the run to stop after its step."""
+    service.cancel_run(session, actor, run_id)
+    return RedirectResponse(f"/runs/{run_id}", status_code=303)
 
 
 # ---- comparing ---------------------------------------------------------------------------------------------------
@@ -491,9 +503,9 @@ def compare_page(
 ) -> HTMLResponse:
     """Two to eight runs side by side; the address holds the choice."""
     actor.require(Permission.VIEW, project_id)
-    found = [readout.find(session, actor, run_id) for run_id in _ids(runs or [])[:MOST_COMPARED]]
+    found = [service.get_run(session, actor, run_id) for run_id in _ids(runs or [])[:MOST_COMPARED]]
     chosen = _views(session, [run for run in found if run.project_id == project_id])
-    recent = _views(session, readout.newest(session, actor, project_id, limit=30))
+    recent = _views(session, service.list_runs(session, actor, project_id, limit=30))
     by_id = {view.id: view for view in [*chosen, *recent]}
     picked = {view.id for view in chosen}
     context: dict[str, Any] = {
@@ -503,11 +515,11 @@ def compare_page(
         "may_launch": actor.may(Permission.ENGINEER, project_id),
     }
     if len(chosen) >= 2:
-        context |= _compared(session, chosen, prompt)
+        context |= _compared(session, actor, chosen, prompt)
     return render(request, "runs/compare.html", **context)
 
 
-def _compared(session: Session, chosen: Sequence[View], prompt: int) -> dict[str, Any]:
+def _compared(session: Session, actor: Actor, chosen: Sequence[View], prompt: int) -> dict[str, Any]:
     named: dict[tuple[str, int], str] = {}
     for view in chosen:
         if view.model:
@@ -546,7 +558,7 @@ def _compared(session: Session, chosen: Sequence[View], prompt: int) -> dict[str
         "live": any(view.active for view in chosen),
         "finals": views.finals([(view.method, held_out[view.id], view.active) for view in chosen]),
         "here": "?" + urlencode({"runs": ",".join(str(view.id) for view in chosen)}),
-        **_same_prompt(session, chosen, prompt),
+        **_same_prompt(session, actor, chosen, prompt),
     }
 
 
@@ -561,11 +573,11 @@ class Beside:
     ended: bool = True
 
 
-def _same_prompt(session: Session, chosen: Sequence[View], wanted: int) -> dict[str, Any]:
+def _same_prompt(session: Session, actor: Actor, chosen: Sequence[View], wanted: int) -> dict[str, Any]:
     last: dict[int, tuple[int, dict[str, Any]]] = {}
     for view in chosen:
-        steps = readout.completion_steps(session, view.id)
-        samples = readout.completions(session, view.id, steps[-1]) if steps else []
+        steps = service.completion_steps(session, actor, view.id)
+        samples = service.completions(session, actor, view.id, step=steps[-1], limit=64) if steps else []
         last[view.id] = (steps[-1] if steps else 0, {sample.prompt: sample for sample in samples})
     prompts = list(dict.fromkeys(text for _, by_prompt in last.values() for text in by_prompt))
     shared = [text for text in prompts if sum(text in by_prompt for _, by_prompt in last.values()) > 1]
@@ -623,7 +635,7 @@ def _lineage(session: Session, actor: Actor, view: View) -> dict[str, Any]:
             [(model.label, model.sub, f"/models/{model.id}") for model in models[-6:]],
         ),
         "words": words,
-        "checkpoints": readout.checkpoints(session, view.id),
+        "checkpoints": service.checkpoints(session, actor, view.id),
     }
 
 

@@ -13,53 +13,13 @@ from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from backend.accounts import service as accounts
-from backend.accounts.actors import Actor, Permission
 from backend.datasets.tables import Dataset, DatasetVersion
-from backend.errors import NotFound
 from backend.registry.tables import Model
-from backend.runs import glossary, metrics, views
+from backend.runs import glossary, metrics, service, views
 from backend.runs.lifecycle import LEASED
-from backend.runs.tables import MetricKey, MetricPoint, Run, RunCheckpoint, RunCompletion, RunEvent, Worker
-
-SILENT_SECONDS = 25
-"""A worker speaks every ten seconds; after two missed times it is called silent."""
+from backend.runs.tables import MetricKey, MetricPoint, Run, RunCheckpoint, RunEvent, Worker
 
 _FLAGS = {1: math.nan, 2: math.inf, 3: -math.inf}
-
-
-class NoSuchRun(NotFound):
-    """There is no such run."""
-
-
-def find(session: Session, actor: Actor, run_id: int) -> Run:
-    """The run, if the actor may see it."""
-    run = session.get(Run, run_id)
-    if run is None:
-        raise NoSuchRun("There is no such run, or it is not yours to see.")
-    actor.require(Permission.VIEW, run.project_id)
-    return run
-
-
-def newest(
-    session: Session,
-    actor: Actor,
-    project_id: int,
-    *,
-    state: str = "",
-    method: str = "",
-    after: int | None = None,
-    limit: int,
-) -> Sequence[Run]:
-    """The project's runs, newest first; *after* is the id of the last one seen."""
-    actor.require(Permission.VIEW, project_id)
-    query = select(Run).where(Run.project_id == project_id).order_by(Run.id.desc()).limit(limit)
-    if state:
-        query = query.where(Run.state == state)
-    if method:
-        query = query.where(Run.method == method)
-    if after is not None:
-        query = query.where(Run.id < after)
-    return session.scalars(query).all()
 
 
 @dataclass(frozen=True)
@@ -129,24 +89,6 @@ def points(session: Session, run_id: int, keys: Iterable[str], *, most: int = 40
     }
 
 
-def completion_steps(session: Session, run_id: int) -> list[int]:
-    """Steps at which held-out prompts were completed, rising."""
-    query = select(RunCompletion.step).where(RunCompletion.run_id == run_id).distinct().order_by(RunCompletion.step)
-    return list(session.scalars(query))
-
-
-def completions(session: Session, run_id: int, step: int) -> Sequence[RunCompletion]:
-    """What was written at *step*, the prompts in their order."""
-    query = select(RunCompletion).where(RunCompletion.run_id == run_id, RunCompletion.step == step)
-    return session.scalars(query.order_by(RunCompletion.index)).all()
-
-
-def checkpoints(session: Session, run_id: int) -> Sequence[RunCheckpoint]:
-    """The run's checkpoints, newest first."""
-    query = select(RunCheckpoint).where(RunCheckpoint.run_id == run_id)
-    return session.scalars(query.order_by(RunCheckpoint.step.desc(), RunCheckpoint.attempt.desc())).all()
-
-
 def last_checkpoints(session: Session, run_ids: Iterable[int]) -> dict[int, int]:
     """Step of each run's newest checkpoint."""
     query = select(RunCheckpoint.run_id, func.max(RunCheckpoint.step)).where(RunCheckpoint.run_id.in_(set(run_ids)))
@@ -176,9 +118,10 @@ class LogLine:
 
 def log(session: Session, run_id: int, *, limit: int = 500) -> list[LogLine]:
     """The last lines, in order."""
-    query = select(RunEvent.at, RunEvent.data).where(RunEvent.run_id == run_id, RunEvent.kind == "log")
-    rows = session.execute(query.order_by(RunEvent.seq.desc()).limit(limit)).all()
-    return [LogLine(row.at, row.data.get("level", "info"), row.data.get("text", "")) for row in reversed(rows)]
+    query = select(RunEvent.seq, RunEvent.kind, RunEvent.at, RunEvent.data)
+    query = query.where(RunEvent.run_id == run_id, RunEvent.kind != "metrics")
+    rows = [service.Heard(*row) for row in session.execute(query.order_by(RunEvent.seq.desc()).limit(limit))]
+    return [LogLine(row.at, row.data.get("level", "info"), service.sentence(row)) for row in reversed(rows)]
 
 
 def pace(session: Session, project_id: int, method: str) -> dict[str, Any] | None:
@@ -215,20 +158,13 @@ class Speaking:
     @property
     def silent(self) -> bool:
         """Whether it missed two heartbeats."""
-        return self.heard_seconds > SILENT_SECONDS
+        return self.heard_seconds > service.SILENT_SECONDS
 
 
 def workers(session: Session) -> list[Speaking]:
     """Workers heard within a day, or that hold runs, with what they do."""
-    leased = session.scalars(select(Run).where(Run.lease_owner.is_not(None)).order_by(Run.id)).all()
-    moment = now(session)
-    found = []
-    for worker in session.scalars(select(Worker).order_by(Worker.name)):
-        mine = [run for run in leased if run.lease_owner == worker.name]
-        heard = (moment - worker.heard_at).total_seconds()
-        if heard < 86400 or mine:
-            found.append(Speaking(worker, heard, mine))
-    return found
+    found = [Speaking(worker, seconds, runs) for worker, seconds, runs in service.list_workers(session)]
+    return [one for one in found if one.heard_seconds < 86400 or one.runs]
 
 
 def queue(session: Session) -> Sequence[Run]:
@@ -248,20 +184,4 @@ def silent_seconds(run: Run, moment: datetime) -> float | None:
     if run.state not in LEASED or run.heard_at is None:
         return None
     seconds = (moment - run.heard_at).total_seconds()
-    return seconds if seconds > SILENT_SECONDS else None
-
-
-def recent_rate(session: Session, run: Run) -> float | None:
-    """Steps per second over the last points; ``None`` before there are two."""
-    query = (
-        select(MetricPoint.step, func.min(MetricPoint.at).label("at"))
-        .where(MetricPoint.run_id == run.id, MetricPoint.attempt == run.attempt)
-        .group_by(MetricPoint.step)
-        .order_by(MetricPoint.step.desc())
-        .limit(20)
-    )
-    rows = session.execute(query).all()
-    if len(rows) < 2:
-        return None
-    seconds = (rows[0].at - rows[-1].at).total_seconds()
-    return (rows[0].step - rows[-1].step) / seconds if seconds > 0 else None
+    return seconds if seconds > service.SILENT_SECONDS else None

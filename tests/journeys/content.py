@@ -15,7 +15,7 @@ from backend.datasets.tables import DatasetVersion
 from backend.demo import specs as demo
 from backend.registry.tables import Model
 from backend.runs import metrics, readout, specs
-from backend.runs.tables import Run, RunCheckpoint, RunCompletion, RunEvent, Worker
+from backend.runs.tables import Run, RunAttempt, RunCheckpoint, RunCompletion, RunEvent, Worker
 
 PROMPTS = (
     "What is 7 + 5?",
@@ -155,6 +155,11 @@ def measured(
     )
     session.flush()
     run.state = "running"
+    session.add(
+        RunAttempt(
+            run_id=run.id, attempt=run.attempt, fence=run.fence, worker="cpu-1", folder="", resume_step=0, working_at=begin
+        )
+    )  # fmt: skip
     _say(
         session, run, "started", begin,
         {"total_steps": total, "first_step": 0, "train_rows": 1080, "held_out_rows": 120, "trainable_parameters": 412_000,
