@@ -1,34 +1,29 @@
 """The dependency that gives a route its session: one request, one transaction, committed *before* the answer leaves."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Annotated
+from weakref import WeakKeyDictionary
 
 from fastapi import Depends, Request
+from fastapi.concurrency import contextmanager_in_threadpool
 from sqlalchemy.orm import Session
 
 from backend import db
 
-TURNS = 30
-"""Requests of one process that may hold a database connection at once; fewer than the pool has, and than there are threads."""
+AT_ONCE = 32
+"""Requests with a session at the same time: fewer than the pool's 40 connections and the 40 threads.
+
+A request holds its connection while it waits for a thread to go on in. Without this bound, forty others would hold all
+threads, each waiting for a connection, and nobody could go on: 200 clients at once stood still until the pool's time-out.
+"""
+
+_at_once: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
 
 
-async def _turn(request: Request) -> AsyncIterator[None]:
-    """Wait here, in the event loop, until a connection is to be had.
-
-    A request uses a worker thread several times and keeps its connection in between. Without this gate, requests that wait
-    for a connection take up all threads, and those that have one wait for a thread: with a hundred at once nothing moves
-    any more until the pool gives up (measured with 200 annotators: every request 30 s, then 503).
-    """
-    state = request.app.state
-    if not hasattr(state, "turns"):
-        state.turns = asyncio.Semaphore(TURNS)
-    async with state.turns:
-        yield
-
-
-def _session(request: Request, _: Annotated[None, Depends(_turn, scope="function")]) -> Iterator[Session]:
-    with db.unit_of_work(request.app.state.sessions) as session:
+async def _session(request: Request) -> AsyncIterator[Session]:
+    limit = _at_once.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(AT_ONCE))
+    async with limit, contextmanager_in_threadpool(db.unit_of_work(request.app.state.sessions)) as session:
         yield session
 
 
