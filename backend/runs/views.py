@@ -288,7 +288,7 @@ PRESETS: dict[str, tuple[Preset, ...]] = {
         {"optimization.learning_rate": 1e-4},
     ),
     "dpo": _presets(
-        {"optimization.steps": 100, "optimization.learning_rate": 1e-4, "beta": 0.5, "loss.sft_weight": 1},
+        {"optimization.steps": 100, "optimization.learning_rate": 2e-4, "beta": 0.5, "loss.sft_weight": 1},
         {"optimization.learning_rate": 1e-3},
         {"optimization.learning_rate": 5e-6, "beta": 0.1},
     ),
