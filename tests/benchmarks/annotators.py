@@ -240,7 +240,7 @@ def main() -> None:
             "PUBLIC_URL": f"http://127.0.0.1:{port}",
         }
         command = [sys.executable, "-m", "uvicorn", "--factory", "backend.app:create", "--host", "127.0.0.1", "--port", str(port),
-                   "--workers", str(given.processes), "--log-level", "warning", "--no-access-log"]  # fmt: skip
+                   "--workers", str(given.processes), "--timeout-keep-alive", "75", "--log-level", "warning", "--no-access-log"]  # fmt: skip
         stack.enter_context(running(command, home / "web.log", signal.SIGTERM, env))
 
         def answers() -> bool:
