@@ -207,24 +207,25 @@ class Studio:
 
         *mapping* is the API's mapping object; without it the likeliest one is used, or the likeliest of *row_type*.
         """
-        look = self.upload(project_id, file)
+        form = {"name": name}
         if mapping is None and row_type is not None:
-            fitting = [one["mapping"] for one in look["suggestions"] if one["mapping"]["row_type"] == row_type]
-            if not fitting:
-                columns = ", ".join(look["columns"])
-                raise Refused(
-                    {
-                        "title": f"No {row_type} rows can be read from the columns {columns}.",
-                        "status": 422,
-                        "remedy": "Say which column is which with a mapping.",
-                    }
-                )
-            mapping = fitting[0]
-        form = {"upload_id": look["id"]} | ({"mapping": json.dumps(dict(mapping))} if mapping is not None else {})
-        known = next((one["id"] for one in self.datasets(project_id) if one["name"] == name), None)
-        dataset_id = known if known is not None else self.create_dataset(project_id, name)["id"]
-        version: Json = self.call("POST", f"/datasets/{dataset_id}/versions", data=form, timeout=None)
+            mapping = self._likeliest(project_id, file, row_type)
+        if mapping is not None:
+            form["mapping"] = json.dumps(dict(mapping))
+        with file.open("rb") as opened:
+            files = {"file": (file.name, opened)}
+            version: Json = self.call("POST", f"/projects/{project_id}/imports", data=form, files=files, timeout=None)
         return version
+
+    def _likeliest(self, project_id: int, file: Path, row_type: str) -> Json:
+        look = self.upload(project_id, file)
+        self.call("DELETE", f"/projects/{project_id}/uploads/{look['id']}")
+        for suggestion in look["suggestions"]:
+            if suggestion["mapping"]["row_type"] == row_type:
+                found: Json = suggestion["mapping"]
+                return found
+        title = f"No {row_type} rows can be read from the columns {', '.join(look['columns'])}."
+        raise Refused({"title": title, "status": 422, "remedy": "Say which column is which with a mapping."})
 
     def download(self, version_id: int, to: Path) -> int:
         """Write the version's rows to *to*; returns the bytes written."""

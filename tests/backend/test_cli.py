@@ -108,7 +108,9 @@ def test_a_file_becomes_a_version_and_a_bad_row_leaves_nothing(
 
     bad = tmp_path / "bad.jsonl"
     bad.write_text(good.read_text() + '\n{"question": "broken"')
-    refused = studio("datasets", "import", str(bad), "--name", "pairs", *maps)
+    refused = studio("datasets", "import", str(bad), "--name", "another", *maps)
     assert (refused.returncode, "line 4" in refused.stderr) == (1, True), refused.stderr
     assert len(json.loads(studio("datasets", "list", "--json").stdout)) == 1
     assert studio("datasets", "import", str(good), "--map", "question").returncode == 2
+    wrong_kind = studio("datasets", "import", str(good), "--type", "unpaired")
+    assert (wrong_kind.returncode, "question, good, bad" in wrong_kind.stderr) == (1, True), wrong_kind.stderr
