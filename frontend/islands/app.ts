@@ -85,6 +85,20 @@ document.addEventListener("change", (event) => {
   form?.requestSubmit();
 });
 
+// What scrolls sideways and holds nothing to focus must itself be reachable by key.
+function reachable(): void {
+  for (const area of all(".scroll-x")) {
+    const needs = area.scrollWidth > area.clientWidth && !one("a[href], button, input, select, textarea, [tabindex]", area);
+    if (needs) area.tabIndex = 0;
+    else area.removeAttribute("tabindex");
+  }
+}
+addEventListener("resize", reachable);
+reachable();
+
 load(document);
-new MutationObserver((changes) => changes.forEach((change) => change.addedNodes.forEach((node) => node instanceof Element && load(node)))).observe(document.body, { childList: true, subtree: true });
+new MutationObserver((changes) => {
+  changes.forEach((change) => change.addedNodes.forEach((node) => node instanceof Element && load(node)));
+  if (changes.some((change) => change.target instanceof Element && change.target.matches("[data-refresh]"))) reachable();
+}).observe(document.body, { childList: true, subtree: true });
 document.documentElement.dataset.ready = "yes";
