@@ -70,7 +70,7 @@ def _distances(metric: Metric, values: Sequence[int], totals: NDArray[np.float64
 
 def _alpha(coincidences: NDArray[np.float64], values: Sequence[int], metric: Metric) -> float | None:
     totals = coincidences.sum(axis=0)
-    n = totals.sum()
+    n = float(totals.sum())
     distances = _distances(metric, values, totals)
     expected = float((np.outer(totals, totals) * distances).sum() - (totals * np.diag(distances)).sum())
     if n < 2 or expected <= 0:

@@ -248,7 +248,7 @@ def list_judgments(
 @router.get("/labeling-sessions/{labeling_session_id}/quality")
 def quality(actor: Viewer, session: UnitOfWork, labeling_session_id: int) -> dict[str, Any]:
     """Progress, agreement, bias and disputed items; ``null`` means not measured."""
-    return _plain(service.quality(session, actor, labeling_session_id))
+    return dict(_plain(service.quality(session, actor, labeling_session_id)))
 
 
 def _plain(value: Any) -> Any:

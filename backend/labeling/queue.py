@@ -82,7 +82,7 @@ def tally(session: Session, labeling_session_id: int, person_id: int, undo_minut
         ),
         {"session": labeling_session_id, "person": person_id, "undo": undo_minutes * 60},
     ).one()
-    return Tally(*row[:3], int(row[3]))
+    return Tally(row[0], row[1], row[2], int(row[3]))
 
 
 def left_for(session: Session, labeling_session_id: int, person_id: int, limit: int = 1000) -> int:
@@ -260,4 +260,4 @@ def _held(row: Any) -> Held | None:
     if row is None:
         return None
     completions = [(UUID(uuid), content) for uuid, content in row[8]]
-    return Held(*row[:5], list(row[5]), float(row[6]), row[7], completions)
+    return Held(row[0], row[1], row[2], row[3], row[4], list(row[5]), float(row[6]), row[7], completions)

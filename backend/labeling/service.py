@@ -366,7 +366,7 @@ def _add_items(session: Session, found: LabelingSession, items: Iterable[ItemDra
             ],
         )
         added += len(drafts)
-    found.item_count = LabelingSession.item_count + added  # type: ignore[assignment]
+    found.item_count = LabelingSession.item_count + added
     session.flush()
     session.refresh(found)
     return Added(added, identical)
@@ -684,11 +684,11 @@ def my_history(
     page = [
         OwnJudgment(
             uuid=one.uuid,
-            kind=one.kind,  # type: ignore[arg-type]
+            kind=one.kind,
             prompt=prompt,
             point=one.point,
             tie_kind=TieKind(one.tie_kind) if one.tie_kind else None,
-            skip_reason=one.skip_reason,  # type: ignore[arg-type]
+            skip_reason=one.skip_reason,
             reason=one.reason,
             undone=was_undone,
             submitted_at=one.submitted_at.isoformat(),
@@ -727,7 +727,7 @@ def _votes(session: Session, labeling_session_id: int) -> list[_Votes]:
         .group_by(Item.id)
         .order_by(Item.id)
     )
-    return [_Votes(item_id, strengths or [], ids or [], kinds or []) for item_id, strengths, ids, kinds in rows]
+    return [_Votes._make([row[0], row[1] or [], row[2] or [], row[3] or []]) for row in rows]
 
 
 def _weighed(
@@ -991,4 +991,4 @@ def list_judgments(
         .order_by(Judgment.id)
         .limit(limit)
     )
-    return [JudgmentLine(*row) for row in session.execute(query)]
+    return [JudgmentLine._make(row) for row in session.execute(query)]

@@ -594,7 +594,9 @@ def test_quality_of_a_judged_session(
     assert sum(found.strengths) == 9
     assert found.strengths[3] == 2
     assert (found.ties_both_good, found.ties_both_bad) == (0, 2)
-    assert found.doubly_judged == 4 and found.alpha_ordinal is None and not found.no_variation, "hidden below 20 items"
+    assert found.doubly_judged == 4
+    assert found.alpha_ordinal is None, "hidden below 20 items"
+    assert not found.no_variation
     assert found.longer_wins is not None
     assert found.longer_wins.n == 7
     assert found.longer_wins.value == pytest.approx(5 / 7)
