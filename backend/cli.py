@@ -7,6 +7,7 @@ Exit codes: 0 done · 1 the studio refused, or the run failed · 2 wrong usage �
 import contextlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -202,19 +203,29 @@ def workers(as_json: AsJson = False) -> None:
     if as_json:
         return _print_json(found)
     _table(
-        ((one.get("name"), one.get("state"), one.get("device"), _run_of(one), _silence(one)) for one in found),
-        "worker", "state", "device", "run", "last heard",
-    )  # fmt: skip
+        ((one.get("name"), _doing(one), _devices(one), _heard(one)) for one in found),
+        "worker",
+        "doing",
+        "devices",
+        "heard",
+    )
 
 
-def _run_of(worker: Mapping[str, Any]) -> str:
-    runs = worker.get("runs") or [worker.get("run_id")]
-    return ", ".join(f"#{run['id'] if isinstance(run, dict) else run}" for run in runs if run)
+def _doing(worker: Mapping[str, Any]) -> str:
+    runs = ", ".join(f"#{run['id'] if isinstance(run, dict) else run}" for run in worker.get("runs") or [])
+    return runs or str(worker.get("state") or "idle")
 
 
-def _silence(worker: Mapping[str, Any]) -> str:
+def _devices(worker: Mapping[str, Any]) -> str:
+    names = [
+        str(device.get("name")) if isinstance(device, dict) else str(device) for device in worker.get("devices") or []
+    ]
+    return ", ".join(names) or f"CPU, {worker.get('cores', '?')} cores"
+
+
+def _heard(worker: Mapping[str, Any]) -> str:
     seconds = worker.get("silent_seconds")
-    return "" if seconds is None else f"{seconds:.0f} s ago"
+    return "" if seconds is None else f"{_duration(seconds)} ago"
 
 
 # --- signing in
@@ -459,9 +470,8 @@ def show_run(run_id: Annotated[int, typer.Argument(help="Number of the run.")], 
     if as_json:
         return _print_json(run)
     typer.echo(f"#{run['id']} {run.get('name') or ''}  {_state(run)}  {_steps(run)}".rstrip())
-    failure = run.get("failure") or run.get("error")
-    if failure:
-        typer.echo(failure if isinstance(failure, str) else json.dumps(failure, ensure_ascii=False))
+    if _reason(run):
+        typer.echo(_reason(run))
     typer.echo(f"{studio.url}/runs/{run['id']}")
     _print_json(run.get("spec"))
 
@@ -537,16 +547,17 @@ def _read_spec(path: Path, changes: Sequence[str]) -> dict[str, Any]:
 
 def _state(run: Mapping[str, Any]) -> str:
     silent = run.get("silent_seconds")
-    return (
-        f"silent for {silent:.0f} s"
-        if run.get("state") == "running" and silent and silent > 30
-        else str(run.get("state"))
-    )
+    return f"silent for {_duration(silent)}" if silent else str(run.get("state"))
 
 
 def _steps(run: Mapping[str, Any]) -> str:
-    step, total = run.get("step"), run.get("total_steps") or run.get("total")
+    step, total = run.get("step"), run.get("total", run.get("total_steps"))
     return "" if step is None else f"{step:,}" + (f" of {total:,}" if total else "")
+
+
+def _reason(run: Mapping[str, Any]) -> str:
+    reason = run.get("reason") or run.get("exit_reason") or ""
+    return f"{reason}\n→ {run['remedy']}" if reason and run.get("remedy") else str(reason)
 
 
 def _watch(studio: Studio, run_id: int, as_json: bool) -> int:
@@ -554,7 +565,7 @@ def _watch(studio: Studio, run_id: int, as_json: bool) -> int:
     run: dict[str, Any] = {}
     values: dict[str, Any] = {}
     live = sys.stdout.isatty() and not as_json
-    shown = ""
+    shown: tuple[Any, Any] | None = None
     try:
         for event in studio.follow(run_id):
             if as_json:
@@ -564,22 +575,21 @@ def _watch(studio: Studio, run_id: int, as_json: bool) -> int:
             elif event.name == "metrics":
                 values |= event.data.get("values", {})
                 run["step"] = max(run.get("step") or 0, event.data.get("step") or 0)
-            elif event.name not in ("run", "metrics"):
+            else:
                 continue
             line = _live_line(run_id, run, values)
-            if not as_json and line != shown:
-                typer.echo(f"\r\033[2K{line}" if live else line, nl=not live)
-                shown = line
+            if live:
+                typer.echo(f"\r\033[2K{line[: shutil.get_terminal_size().columns - 1]}", nl=False)
+            elif not as_json and (said := (run.get("state"), run.get("step"))) != shown:
+                typer.echo(line)
+                shown = said
     except KeyboardInterrupt:
         typer.echo(f"\nRun #{run_id} goes on; `studio runs watch {run_id}` looks again.", err=True)
         return 130
     if live:
         typer.echo()
     if run.get("state") == "failed":
-        failed = studio.run(run_id)
-        typer.secho(
-            str(failed.get("failure") or failed.get("error") or "It failed; its log says why."), fg="red", err=True
-        )
+        typer.secho(_reason(studio.run(run_id)) or "It failed; its log says why.", fg="red", err=True)
         typer.echo(f"→ {studio.url}/runs/{run_id}", err=True)
     return 0 if run.get("state") == "succeeded" else 1
 
@@ -598,9 +608,9 @@ def _live_line(run_id: int, run: Mapping[str, Any], values: Mapping[str, Any]) -
     parts = [f"#{run_id}", _state(run), _steps(run)]
     parts += [f"{key} {_short(values[key])}" for key in WATCHED if key in values]
     if run.get("state") not in FINISHED:
-        rate, left = run.get("rate") or run.get("steps_per_second"), run.get("seconds_left", run.get("time_left"))
-        parts += [f"{rate:.2f} steps/s"] if isinstance(rate, int | float) else []
-        parts += [f"{_duration(left)} left"] if isinstance(left, int | float) else []
+        rate, left = run.get("rate"), run.get("left_seconds")
+        parts += [f"{rate:.2f} steps/s"] if rate else []
+        parts += [f"{_duration(left)} left"] if left else []
     return "  ".join(part for part in parts if part)
 
 
