@@ -14,6 +14,8 @@ interface RunEvent {
   left_seconds?: number | null;
   worker?: string | null;
   silent_seconds?: number | null;
+  attempt?: number;
+  resumed_step?: number;
 }
 
 interface MetricsEvent {
@@ -34,10 +36,12 @@ const SHAPES: Record<string, string> = { cancelling: "draining" };
 class LiveRun extends HTMLElement {
   #stream: Stream | null = null;
   #state = "";
+  #attempt = 0;
   #due: ReturnType<typeof setTimeout> | undefined;
 
   connectedCallback(): void {
     this.#state = this.dataset.state ?? "";
+    this.#attempt = Number(this.dataset.attempt ?? 0);
     if (TERMINAL.includes(this.#state)) return;
     this.#stream = new Stream(`/api/v1/runs/${this.dataset.run}/events`, {
       after: Number(this.dataset.after ?? 0),
@@ -79,6 +83,10 @@ class LiveRun extends HTMLElement {
   }
 
   #run(run: RunEvent): void {
+    if (run.attempt !== undefined && run.attempt !== this.#attempt) {
+      this.#attempt = run.attempt;
+      if (run.attempt > 1) store.rewind(Number(this.dataset.run), run.resumed_step || -1);
+    }
     const silent = run.silent_seconds !== null && run.silent_seconds !== undefined;
     this.#put("state", h("span", { class: "state", "data-state": silent ? "silent" : run.state }, glyph(silent ? "silent" : (SHAPES[run.state] ?? run.state)), silent ? ` silent for ${duration(run.silent_seconds)}` : ` ${run.state}`));
     this.#put("step", number(run.step));

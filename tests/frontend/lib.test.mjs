@@ -56,6 +56,17 @@ test("points of the stream that arrive before the answer are kept, none is doubl
   assert.equal(store.points(7, "other"), null);
 });
 
+test("a new attempt takes back the points beyond its checkpoint, of its run only", () => {
+  for (const step of [30, 40, 50]) store.add(7, step, { loss: step });
+  store.rewind(8, 10);
+  assert.equal(store.points(7, "loss").steps.at(-1), 50);
+  store.rewind(7, 30);
+  assert.deepEqual(store.points(7, "loss").steps, [10, 20, 30]);
+  assert.equal(store.points(7, "loss").values.length, 3);
+  store.rewind(7, -1);
+  assert.deepEqual(store.points(7, "loss").steps, []);
+});
+
 test("numbers read as on the server", () => {
   assert.equal(number(2312), "2,312");
   assert.equal(number(0.69314), "0.6931");

@@ -6,7 +6,7 @@ Whatever a page loads must come from the studio, and nothing may be wrong in the
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -62,6 +62,8 @@ class Site:
 
     url: str
     settings: Settings
+    stop: Callable[[], None]
+    """Take the web away, open streams included, as a crash would."""
 
 
 @pytest.fixture
@@ -81,9 +83,13 @@ def site(settings: Settings, sessions: Sessions) -> Iterator[Site]:
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     embedded.wait_until(lambda: server.started, "the web")
-    yield Site(here.public_url, here)
-    server.should_exit = True
-    thread.join(15)
+
+    def stop() -> None:
+        server.should_exit = server.force_exit = True
+        thread.join(15)
+
+    yield Site(here.public_url, here, stop)
+    stop()
 
 
 @dataclass

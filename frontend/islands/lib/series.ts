@@ -131,6 +131,17 @@ class Store {
     this.changed();
   }
 
+  /** A new attempt goes on after *step*: later points of the attempt before it were never part of the model. */
+  rewind(run: number, step: number): void {
+    for (const kept of [this.#whole, this.#zoomed])
+      for (const [name, points] of kept) {
+        if (!name.startsWith(`${run} `)) continue;
+        const upto = points.steps.findIndex((at) => at > step);
+        if (upto >= 0) for (const list of [points.steps, points.values, points.low, points.high, points.times]) list.length = upto;
+      }
+    this.changed();
+  }
+
   /** Look at steps from … to, or at everything again. */
   zoom(window: [number, number] | null): void {
     this.window = window;
