@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from sqlalchemy import func, insert, select
+from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
 from backend.accounts import service as accounts
@@ -293,7 +294,7 @@ def list_datasets(
         query = query.where(Dataset.id < after)
     datasets = session.scalars(query).all()
     newest = select(DatasetVersion).where(DatasetVersion.dataset_id.in_([d.id for d in datasets]))
-    newest = newest.distinct(DatasetVersion.dataset_id).order_by(
+    newest = newest.ext(distinct_on(DatasetVersion.dataset_id)).order_by(
         DatasetVersion.dataset_id, DatasetVersion.number.desc()
     )
     by_dataset = {version.dataset_id: version for version in session.scalars(newest)}

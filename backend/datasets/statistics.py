@@ -31,7 +31,7 @@ def wilson(successes: float, n: int, z: float = 1.959964) -> tuple[float, float]
     p, z2 = successes / n, z * z
     center = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return center - half, center + half
+    return max(0.0, min(p, center - half)), min(1.0, max(p, center + half))
 
 
 class Lengths:

@@ -17,7 +17,7 @@ from backend.registry import service
 from backend.registry.tables import Model
 
 MOST_NODES = 80
-COLUMN_WIDTH = 236
+COLUMN_WIDTH = 208
 ROW_HEIGHT = 60
 
 

@@ -40,7 +40,7 @@ def list_page(
         project_id=project_id,
         models=models[:50],
         kind=kind,
-        counts=counts,
+        of_kind=counts,
         next=f"?kind={kind}&after={models[49].id}" if len(models) > 50 else None,
         kind_words=lineage.kind_words,
         may_register=actor.may(Permission.ENGINEER, project_id),

@@ -1,0 +1,148 @@
+"""From the columns of a file to TRL's."""
+
+import pytest
+
+from backend.datasets.mapping import Mapper, Mapping, split_prompt, split_transcript, suggest
+from backend.datasets.rowfile import BadRow
+from backend.datasets.rows import Row, RowType
+
+
+def say(*turns: str) -> list[dict[str, str]]:
+    return [{"role": "user" if n % 2 == 0 else "assistant", "content": turn} for n, turn in enumerate(turns)]
+
+
+def mapped(row: Row, row_type: str, columns: dict[str, object], **more: object) -> Row | None:
+    return Mapper(Mapping.model_validate({"row_type": row_type, "columns": columns, **more}))(row)
+
+
+def test_a_transcript_is_split_by_who_speaks() -> None:
+    text = "\n\nHuman: a\n\nb Human: c\n\nAssistant: Human: d\n\nAssistant: "
+    assert split_transcript(text) == [
+        {"role": "user", "content": "a\n\nb Human: c"},
+        {"role": "assistant", "content": "Human: d"},
+        {"role": "assistant", "content": ""},
+    ]
+    with pytest.raises(BadRow):
+        split_transcript("no transcript")
+
+
+def test_the_prompt_is_what_both_share_up_to_a_question() -> None:
+    assert split_prompt(say("q", "a"), say("q", "b")) == (say("q"), say("q", "a")[1:], say("q", "b")[1:])
+    # they part at a question: the answer before it belongs to both completions
+    prompt, chosen, rejected = split_prompt(say("q", "a", "r", "b"), say("q", "a", "s", "c"))
+    assert (prompt, [m["content"] for m in chosen], [m["content"] for m in rejected]) == (
+        say("q"),
+        ["a", "r", "b"],
+        ["a", "s", "c"],
+    )
+    # the same twice: the last turn stays a completion
+    assert split_prompt(say("q", "a"), say("q", "a"))[0] == say("q")
+    with pytest.raises(BadRow):
+        split_prompt(say("q", "a"), say("r", "a"))
+    assert split_prompt("The sky is blue.", "The sky is green.") == ("The sky is", " blue.", " green.")
+    with pytest.raises(BadRow):
+        split_prompt("blue", "green")
+
+
+def test_names_paths_parts_and_others() -> None:
+    row = {
+        "instruction": "sort",
+        "input": "b a",
+        "meta": {"answers": [{"text": "a b"}]},
+        "id": 7,
+        "completion": "old",
+        "none": None,
+    }
+    found = mapped(row, "prompt_completion", {"prompt": ["instruction", "input"], "completion": "meta.answers.0.text"})
+    assert found == {"prompt": "sort\n\nb a", "completion": "a b", "id": 7, "completion_original": "old"}
+    assert mapped(row, "prompt_only", {"prompt": "instruction"}, keep="none") == {"prompt": "sort"}
+
+
+def test_messages_under_other_names() -> None:
+    row = {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]}
+    keys = {"role": "from", "content": "value"}
+    assert mapped(row, "language_modeling", {"messages": "conversations"}, messages=keys) == {
+        "messages": say("hi", "hello")
+    }
+    assert suggest([row])[0].mapping.messages.role == "from"
+
+
+def test_openai_preference_rows_are_recognized() -> None:
+    row = {
+        "input": {"messages": say("hi"), "tools": []},
+        "preferred_output": say("", "hello")[1:],
+        "non_preferred_output": say("", "go away")[1:],
+    }
+    found = Mapper(suggest([row])[0].mapping)(row)
+    assert found == {"prompt": say("hi"), "chosen": say("", "hello")[1:], "rejected": say("", "go away")[1:]}
+
+
+def test_a_text_prompt_beside_whole_conversations() -> None:
+    row = {"prompt": "hi", "chosen": say("hi", "hello"), "rejected": say("hi", "go")}
+    found = mapped(row, "preference", {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"})
+    assert found == {"prompt": say("hi"), "chosen": say("hi", "hello")[1:], "rejected": say("hi", "go")[1:]}
+
+
+def test_the_winner_is_told_by_a_column_and_ties_are_left_out() -> None:
+    columns = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    mapper = Mapper(
+        Mapping.model_validate(
+            {"row_type": "preference", "columns": columns, "winner": {"column": "w", "first": 0, "second": 1}}
+        )
+    )
+    rows = [mapper({"p": "q", "a": "left", "b": "right", "w": w}) for w in (0, 1, 2)]
+    assert rows[:2] == [
+        {"prompt": "q", "chosen": "left", "rejected": "right"},
+        {"prompt": "q", "chosen": "right", "rejected": "left"},
+    ]
+    assert rows[2] is None
+    assert mapper.left_out == {"neither side won": 1}
+
+
+def test_zero_and_one_are_the_sides_when_two_is_a_tie() -> None:
+    rows = [{"prompt": "q", "response 1": "a", "response 2": "b", "label": n % 3} for n in range(9)]
+    winner = suggest(rows)[0].mapping.winner
+    assert winner is not None
+    assert (winner.first, winner.second) == ("0", "1")
+
+
+@pytest.mark.parametrize(
+    ("value", "means"),
+    [(True, True), ("false", False), (1, True), ("0", False), (1.0, True), ("Yes", True), ("👎", False)],
+)
+def test_labels(value: object, means: bool) -> None:
+    columns = {"prompt": "p", "completion": "c", "label": "l"}
+    assert mapped({"p": "a", "c": "b", "l": value}, "unpaired", columns) == {
+        "prompt": "a",
+        "completion": "b",
+        "label": means,
+    }
+
+
+@pytest.mark.parametrize("value", ["maybe", 2, [], {}])
+def test_labels_that_say_nothing(value: object) -> None:
+    with pytest.raises(BadRow):
+        mapped({"p": "a", "c": "b", "l": value}, "unpaired", {"prompt": "p", "completion": "c", "label": "l"})
+
+
+@pytest.mark.parametrize(("value", "means"), [(1, 1.0), ("0.5", 0.5), ("", None), (None, None)])
+def test_margins(value: object, means: float | None) -> None:
+    columns = {c: c for c in ("prompt", "chosen", "rejected", "margin")}
+    row = mapped({"prompt": "p", "chosen": "a", "rejected": "b", "margin": value}, "preference", columns)
+    assert row is not None
+    assert row.get("margin") == means
+
+
+def test_plain_texts_can_become_conversations() -> None:
+    row = mapped(
+        {"prompt": "hi", "completion": "hello"},
+        "prompt_completion",
+        {"prompt": "prompt", "completion": "completion"},
+        as_conversation=True,
+    )
+    assert row == {"prompt": say("hi"), "completion": say("", "hello")[1:]}
+
+
+def test_nothing_is_guessed_where_nothing_is_known() -> None:
+    assert suggest([{"a": 1, "b": "x"}]) == []
+    assert [s.mapping.row_type for s in suggest([{"text": "once upon a time"}])] == [RowType.LANGUAGE_MODELING]
