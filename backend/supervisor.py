@@ -43,7 +43,7 @@ LOG_BYTES = 5_000_000
 READY_SECONDS = 90.0
 STEADY_SECONDS = 30.0
 """A process that ran this long is trusted again: its next restart comes at once."""
-STARTS_BEFORE_GIVING_UP = 5
+STARTS_BEFORE_GIVING_UP = 3
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
