@@ -11,6 +11,7 @@ from backend.accounts.access import SignedIn
 from backend.accounts.actors import Actor, Permission
 from backend.labeling import service as labeling
 from backend.runs import readout
+from backend.runs import service as runs
 from backend.runs.lifecycle import LEASED
 from backend.runs.views import Change
 from backend.web.rendering import render
@@ -61,10 +62,10 @@ def home(request: Request, actor: SignedIn, session: UnitOfWork) -> HTMLResponse
 def _looks(session: Session, actor: Actor, project_id: int) -> list[Look]:
     """Silent and failed runs first, then what runs, then what finished since yesterday."""
     moment = readout.now(session)
-    runs = readout.newest(session, actor, project_id, limit=LOOKED_AT)
+    newest = runs.list_runs(session, actor, project_id, limit=LOOKED_AT)
     found = [
         run
-        for run in runs
+        for run in newest
         if run.state in LEASED or (run.finished_at is not None and moment - run.finished_at < RECENT)
     ]
     changes = readout.deciding(session, found)
