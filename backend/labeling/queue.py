@@ -57,14 +57,16 @@ class Tally(NamedTuple):
 
 def take_turn(session: Session, labeling_session_id: int, person_id: int) -> int:
     """Lock this person's row of the session (made if need be); returns the guidelines version they acknowledged."""
-    found = session.execute(
-        text(
-            "insert into labeling_annotator (labeling_session_id, person_id) values (:session, :person) "
-            "on conflict (labeling_session_id, person_id) do update set person_id = excluded.person_id returning guideline_number"
-        ),
-        {"session": labeling_session_id, "person": person_id},
+    who = {"session": labeling_session_id, "person": person_id}
+    lock = text(
+        "select guideline_number from labeling_annotator where labeling_session_id = :session and person_id = :person for update"
     )
-    return int(found.scalar_one())
+    found = session.execute(lock, who).scalar_one_or_none()
+    if found is None:
+        make = "insert into labeling_annotator (labeling_session_id, person_id) values (:session, :person) on conflict do nothing"
+        session.execute(text(make), who)
+        found = session.execute(lock, who).scalar_one()
+    return int(found)
 
 
 def tally(session: Session, labeling_session_id: int, person_id: int, undo_minutes: float) -> Tally:
