@@ -135,7 +135,6 @@ def lines(stream: Unpacked) -> Iterator[tuple[int, bytes]]:
 # --- JSON --------------------------------------------------------------------------------------------------------
 
 _KEY = re.compile(rb'"\s*:')
-_LONG_INTEGER = re.compile(rb"\d{19}")
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -169,20 +168,30 @@ def _constant(word: str) -> float:
 _DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_int=_integer, parse_float=_float, parse_constant=_constant)
 
 
-def _keys_and_poison(value: Any, depth: int = 1) -> int:
-    """How many keys all objects in *value* have; raises for what is nested too deeply."""
+_FAR = float(2**63)
+_SUSPECT = -(10**9)
+
+
+def _keys(value: Any, depth: int = 1) -> int:
+    """How many keys all objects in *value* have, negative if a number may once have been a long integer.
+
+    Raises :class:`BadFile` for what is nested too deeply.
+    """
     if depth > MAX_DEPTH:
         raise BadFile(f"The row is nested more than {MAX_DEPTH} levels deep.", remedy="Flatten it.")
     keys = 0
-    if isinstance(value, dict):
-        keys = len(value)
-        for inner in value.values():
-            if type(inner) is dict or type(inner) is list:
-                keys += _keys_and_poison(inner, depth + 1)
-    elif isinstance(value, list):
-        for inner in value:
-            if type(inner) is dict or type(inner) is list:
-                keys += _keys_and_poison(inner, depth + 1)
+    if type(value) is dict:
+        keys, inside = len(value), iter(value.values())
+    else:
+        inside = iter(value if type(value) is list else ())
+    for inner in inside:
+        kind = type(inner)
+        if kind is str:
+            continue
+        if kind is dict or kind is list:
+            keys += _keys(inner, depth + 1)
+        elif (kind is float or kind is int) and not -_FAR < inner < _FAR:
+            keys += _SUSPECT
     return keys
 
 
@@ -216,7 +225,7 @@ def parse(text: bytes) -> Any:
         raise _why(text, error) from None
     # orjson lets the last of two equal keys win: every key ends in a quote and a colon, so if there are no more of
     # those than keys, none stands twice. It also makes floats of long integers. Both are rare, and then read slowly
-    if len(_KEY.findall(text)) != _keys_and_poison(value) or _LONG_INTEGER.search(text):
+    if len(_KEY.findall(text)) != _keys(value):
         value = _slowly(text.decode())
     if b"\\u0000" in text:
         check_texts(value)
@@ -327,7 +336,7 @@ def json_array(stream: Unpacked) -> Iterator[tuple[int, Row]]:
                 except BadFile as error:
                     raise _at(error, line) from None
             try:
-                _keys_and_poison(value)
+                _keys(value)
                 check_texts(value)
                 yield line, _row(value)
             except (BadFile, FileTooLarge) as error:
