@@ -212,15 +212,11 @@ def workers(as_json: AsJson = False) -> None:
 
 
 def _doing(worker: Mapping[str, Any]) -> str:
-    runs = ", ".join(f"#{run['id'] if isinstance(run, dict) else run}" for run in worker.get("runs") or [])
-    return runs or str(worker.get("state") or "idle")
+    return " ".join([str(worker.get("state")), *(f"#{run}" for run in worker.get("runs") or [])])
 
 
 def _devices(worker: Mapping[str, Any]) -> str:
-    names = [
-        str(device.get("name")) if isinstance(device, dict) else str(device) for device in worker.get("devices") or []
-    ]
-    return ", ".join(names) or f"CPU, {worker.get('cores', '?')} cores"
+    return ", ".join(device["name"] for device in worker.get("devices") or []) or str(worker.get("device"))
 
 
 def _heard(worker: Mapping[str, Any]) -> str:

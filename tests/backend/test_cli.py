@@ -10,7 +10,10 @@ import pytest
 
 from backend import embedded
 from backend.accounts.actors import Actor
+from backend.db import Sessions
+from backend.demo import seed
 from backend.projects.service import ProjectName
+from backend.settings import Settings
 from tests.conftest import PASSWORD
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -88,6 +91,34 @@ def test_a_spec_that_is_none_is_refused_before_it_is_sent(studio: Run, tmp_path:
         path.write_bytes(text.encode("utf-8", "surrogateescape"))
         done = studio("runs", "submit", str(path), STUDIO_URL="http://127.0.0.1:9", STUDIO_TOKEN="sts_x")
         assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+
+
+def test_a_run_is_submitted_seen_cancelled_and_its_end_is_the_exit_code(
+    studio: Run, served: str, admin: Actor, sessions: Sessions, settings: Settings, tmp_path: Path
+) -> None:
+    seed.ensure(sessions, settings)
+    studio("login", served, "--email", "ada@example.org", STUDIO_PASSWORD=PASSWORD)
+    (model,) = json.loads(studio("models", "list", "--json").stdout)
+    datasets = json.loads(studio("datasets", "list", "--json").stdout)
+    version = next(one["newest"]["id"] for one in datasets if one["newest"]["row_type"] == "preference")
+    spec = tmp_path / "dpo.yaml"
+    spec.write_text(f"method: dpo\nbase_model: {model['id']}\ndataset: {version}\noptimization:\n  steps: 30\n")
+    wrong = studio("runs", "submit", str(spec), "--set", "optimization.stepz=3")
+    assert (wrong.returncode, "optimization.stepz" in wrong.stderr) == (1, True), wrong.stderr
+    ids = set()
+    for _ in range(2):
+        done = studio("runs", "submit", str(spec), "--set", "beta=0.3", "--idempotency-key", "once", "--json")
+        run = json.loads(done.stdout)
+        ids.add(run["id"])
+        assert (run["state"], run["spec"]["beta"], run["spec"]["optimization"]["steps"]) == ("queued", 0.3, 30)
+    assert len(ids) == 1
+    assert "queued" in studio("runs", "list").stdout
+    assert f"#{run['id']} is cancelled" in studio("runs", "cancel", str(run["id"])).stdout.replace("Run ", "")
+    watched = studio("runs", "watch", str(run["id"]))
+    assert (watched.returncode, "cancelled" in watched.stdout) == (1, True), watched.stderr
+    assert '"beta": 0.3' in studio("runs", "show", str(run["id"])).stdout
+    assert studio("runs", "show", "987654321").returncode == 4
+    assert studio("workers").stdout == "none yet\n"
 
 
 def test_a_file_becomes_a_version_and_a_bad_row_leaves_nothing(
