@@ -139,6 +139,13 @@ class FreezeRequest(_Body):
     """Or its name; it is made if the project has none of that name."""
 
 
+class RowMade(BaseModel):
+    """A row of a dataset version, counted from 0."""
+
+    version_id: int
+    position: int
+
+
 class Frozen(BaseModel):
     """The dataset version that was made."""
 
@@ -243,6 +250,12 @@ def list_judgments(
     """The append-only record: judgments, skips and undos, oldest first."""
     found = service.list_judgments(session, actor, labeling_session_id, after=after, limit=limit)
     return Page(items=[one._asdict() for one in found], next=found[-1].id if len(found) == limit else None)
+
+
+@router.get("/judgments/{judgment}/rows")
+def rows_made_of(actor: Engineer, session: UnitOfWork, judgment: UUID) -> list[RowMade]:
+    """Where a judgment went: the rows of dataset versions that rest on it."""
+    return [RowMade(version_id=v, position=p) for v, p in service.rows_made_of(session, actor, judgment)]
 
 
 @router.get("/labeling-sessions/{labeling_session_id}/quality")

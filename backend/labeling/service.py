@@ -992,3 +992,16 @@ def list_judgments(
         .limit(limit)
     )
     return [JudgmentLine._make(row) for row in session.execute(query)]
+
+
+def rows_made_of(session: Session, actor: Actor, judgment: UUID) -> list[tuple[int, int]]:
+    """Where a judgment went: (dataset version, row counted from 0)."""
+    found = session.execute(
+        select(Judgment.id, LabelingSession.project_id)
+        .join(LabelingSession, LabelingSession.id == Judgment.labeling_session_id)
+        .where(Judgment.uuid == judgment)
+    ).one_or_none()
+    if found is None:
+        raise NotFound("There is no such judgment, or it is not yours to see.")
+    actor.require(Permission.ENGINEER, found.project_id)
+    return datasets.rows_from_judgments(session, [found.id])

@@ -73,6 +73,8 @@ def test_the_whole_way_over_http(make_client: MakeClient, labeling: int) -> None
     record = engineer.get(f"/api/v1/labeling-sessions/{labeling}/judgments").json()["items"]
     assert len(record) == 8
     assert {one["strength"] for one in record} == {-3}
+    went = engineer.get(f"/api/v1/judgments/{record[0]['uuid']}/rows").json()
+    assert went == [{"version_id": frozen.json()["version_id"], "position": 0}]
     quality = engineer.get(f"/api/v1/labeling-sessions/{labeling}/quality").json()
     assert quality["judgments"] == 8
     assert quality["by_count"] == [0, 0, 4]
