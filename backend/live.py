@@ -45,7 +45,7 @@ class Bell:
                     subscribed = False
                     await asyncio.sleep(every_seconds)
         finally:
-            await pubsub.aclose()
+            await pubsub.aclose()  # type: ignore[no-untyped-call]  # redis-py leaves it unannotated
             await client.aclose()
 
 
