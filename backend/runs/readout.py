@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import and_, func, or_, select
+from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
 from backend.accounts import service as accounts
@@ -71,7 +72,7 @@ def deciding(session: Session, runs: Sequence[Run]) -> dict[int, views.Change]:
     found: dict[int, list[tuple[int, float]]] = {}
     for order in (MetricPoint.step.asc(), MetricPoint.step.desc()):
         query = select(MetricPoint.run_id, MetricPoint.step, MetricPoint.value, MetricPoint.flag).where(or_(*wanted))
-        for row in session.execute(query.distinct(MetricPoint.run_id).order_by(MetricPoint.run_id, order)):
+        for row in session.execute(query.ext(distinct_on(MetricPoint.run_id)).order_by(MetricPoint.run_id, order)):
             points = found.setdefault(row.run_id, [])
             if not points or points[-1][0] != row.step:
                 points.append((row.step, _value(row.value, row.flag)))

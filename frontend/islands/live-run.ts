@@ -15,13 +15,12 @@ interface RunEvent {
   worker?: string | null;
   silent_seconds?: number | null;
   attempt?: number;
-  resumed_step?: number;
 }
 
 interface MetricsEvent {
   step: number;
   values: Record<string, Wire>;
-  seconds?: number | null;
+  at?: string;
 }
 
 interface LogEvent {
@@ -59,8 +58,9 @@ class LiveRun extends HTMLElement {
   #hear(event: string, data: unknown): void {
     if (event === "run") this.#run(data as RunEvent);
     else if (event === "metrics") {
-      const { step, values, seconds } = data as MetricsEvent;
-      store.add(Number(this.dataset.run), step, values, seconds ?? NaN);
+      const { step, values, at } = data as MetricsEvent;
+      const seconds = at && this.dataset.started ? (Date.parse(at) - Date.parse(this.dataset.started)) / 1000 : NaN;
+      store.add(Number(this.dataset.run), step, values, seconds);
       if (Object.keys(values).some((key) => key.startsWith("eval_"))) this.#soon();
     } else if (event === "completions") this.#soon();
     else if (event === "log") this.#log(data as LogEvent);
@@ -85,7 +85,7 @@ class LiveRun extends HTMLElement {
   #run(run: RunEvent): void {
     if (run.attempt !== undefined && run.attempt !== this.#attempt) {
       this.#attempt = run.attempt;
-      if (run.attempt > 1) store.rewind(Number(this.dataset.run), run.resumed_step || -1);
+      if (run.attempt > 1) store.reload(Number(this.dataset.run));
     }
     const silent = run.silent_seconds !== null && run.silent_seconds !== undefined;
     this.#put("state", h("span", { class: "state", "data-state": silent ? "silent" : run.state }, glyph(silent ? "silent" : (SHAPES[run.state] ?? run.state)), silent ? ` silent for ${duration(run.silent_seconds)}` : ` ${run.state}`));
@@ -101,15 +101,13 @@ class LiveRun extends HTMLElement {
     if (run.state !== this.#state) {
       this.#state = run.state;
       // Buttons, notices and facts depend on the state: the server words them.
+      clearTimeout(this.#due);
       void refresh();
       if (TERMINAL.includes(run.state)) {
-        clearTimeout(this.#due);
-        this.#due = setTimeout(() => {
-          void refresh();
-          this.#stream?.close();
-          this.#stream = null;
-          this.replaceChildren();
-        }, 2500);
+        // It was the last event; the model it made is registered in the same moment, the page words it.
+        this.#stream?.close();
+        this.#stream = null;
+        this.replaceChildren();
       }
     }
   }

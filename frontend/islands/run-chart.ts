@@ -101,9 +101,15 @@ class RunChart extends HTMLElement {
   #gather(): void {
     this.#shown = [];
     for (const line of this.#lines) {
-      const points = store.points(line.run, line.key);
+      let points = store.points(line.run, line.key);
       if (!points || !points.steps.length) continue;
       const timed = store.options.axis === "time" && points.times.some(Number.isFinite);
+      if (timed && !points.times.every(Number.isFinite)) {
+        const all = points;
+        const known = all.steps.map((_, index) => index).filter((index) => Number.isFinite(all.times[index]));
+        const pick = (list: number[]): number[] => known.map((index) => list[index] as number);
+        points = { steps: pick(all.steps), values: pick(all.values), low: pick(all.low), high: pick(all.high), times: pick(all.times) };
+      }
       const factor = line.held_out || PLANNED.has(line.key) || points.values.length < 12 ? 0 : store.options.smoothing;
       this.#shown.push({ line, points, xs: timed ? points.times : points.steps, smoothed: smooth(points.values, factor) });
     }

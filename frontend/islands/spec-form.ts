@@ -118,6 +118,11 @@ function plain(value: unknown): string {
   return value === undefined || value === null ? "" : String(value);
 }
 
+/** A random key; `randomUUID` is missing where the studio is served without https from another machine. */
+function key(): string {
+  return [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
 class SpecForm extends HTMLElement {
   #schema: Schema = {};
   #options: Options = { models: [], versions: [], pace: null };
@@ -475,9 +480,8 @@ class SpecForm extends HTMLElement {
     this.#said.replaceChildren();
     try {
       const run = await api<{ id: number }>(`/api/v1/projects/${this.dataset.project}/runs`, {
-        body: { spec: this.#spec(), name: this.#name.value.trim() || null, parent_id: this.#start.parent },
         // The same form sent twice (a double click, a lost answer) is one run.
-        headers: { "Idempotency-Key": (this.dataset.key ??= crypto.randomUUID()) },
+        body: { spec: this.#spec(), name: this.#name.value.trim() || null, parent_id: this.#start.parent, idempotency_key: (this.dataset.key ??= key()) },
       });
       location.assign(`/runs/${run.id}`);
     } catch (error) {

@@ -56,15 +56,15 @@ test("points of the stream that arrive before the answer are kept, none is doubl
   assert.equal(store.points(7, "other"), null);
 });
 
-test("a new attempt takes back the points beyond its checkpoint, of its run only", () => {
-  for (const step of [30, 40, 50]) store.add(7, step, { loss: step });
-  store.rewind(8, 10);
+test("a new attempt has all points of its run asked for again", async () => {
+  store.add(7, 50, { loss: 0.1 });
   assert.equal(store.points(7, "loss").steps.at(-1), 50);
-  store.rewind(7, 30);
+  let asked = 0;
+  globalThis.fetch = async () => (asked++, { ok: true, status: 200, json: async () => ({ series: { loss: { steps: [10, 20, 30], values: [3, 2, 1] } } }) });
+  store.reload(7);
+  await new Promise((resolve) => setTimeout(resolve, 5));
+  assert.equal(asked, 1);
   assert.deepEqual(store.points(7, "loss").steps, [10, 20, 30]);
-  assert.equal(store.points(7, "loss").values.length, 3);
-  store.rewind(7, -1);
-  assert.deepEqual(store.points(7, "loss").steps, []);
 });
 
 test("numbers read as on the server", () => {

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import uvicorn
-from playwright.sync_api import Browser, BrowserContext, Page
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from backend import embedded
 from backend.accounts import service as accounts
@@ -25,6 +25,8 @@ from backend.app import create_app
 from backend.db import Sessions, unit_of_work
 from backend.settings import Settings
 from tests.conftest import MakeActor
+
+expect.set_options(timeout=15_000)  # two cores, shared with Postgres, Valkey and the web
 
 FRONTEND = Path(__file__).resolve().parents[2] / "frontend"
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "microsoft-edge")

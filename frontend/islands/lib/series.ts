@@ -131,15 +131,15 @@ class Store {
     this.changed();
   }
 
-  /** A new attempt goes on after *step*: later points of the attempt before it were never part of the model. */
-  rewind(run: number, step: number): void {
-    for (const kept of [this.#whole, this.#zoomed])
-      for (const [name, points] of kept) {
-        if (!name.startsWith(`${run} `)) continue;
-        const upto = points.steps.findIndex((at) => at > step);
-        if (upto >= 0) for (const list of [points.steps, points.values, points.low, points.high, points.times]) list.length = upto;
-      }
-    this.changed();
+  /** A new attempt went on from a checkpoint: what the one before it measured beyond that never counted. Ask for all again. */
+  reload(run: number): void {
+    for (const key of this.#wanted.get(run) ?? []) {
+      this.#asked.delete(`${run} ${key}`);
+      this.#whole.delete(`${run} ${key}`);
+      this.#zoomed.delete(`${run} ${key}`);
+    }
+    void this.#fetch();
+    if (this.window) void this.#fetchWindow(this.window);
   }
 
   /** Look at steps from … to, or at everything again. */
@@ -167,8 +167,8 @@ class Store {
   async #get(run: number, keys: string[], window: [number, number] | null): Promise<Map<string, Points>> {
     const query = new URLSearchParams({ keys: keys.join(","), points: "500" });
     if (window) {
-      query.set("from_step", String(Math.floor(window[0])));
-      query.set("to_step", String(Math.ceil(window[1])));
+      query.set("from_step", String(Math.max(0, Math.floor(window[0]))));
+      query.set("to_step", String(Math.max(0, Math.ceil(window[1]))));
     }
     const answer = await api<{ series: Record<string, WireSeries> }>(`/api/v1/runs/${run}/metrics?${query}`);
     return new Map(keys.map((key) => [`${run} ${key}`, answer.series[key] ? parse(answer.series[key]) : nothing()]));
