@@ -6,7 +6,7 @@ beside the API, because it can be done only on the studio's own machine: letting
 
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from sqlalchemy.orm import Session
@@ -185,24 +185,22 @@ def _watch(studio: Studio, run_id: int) -> Json:
 
 def _manners(studio: Studio, run_id: int) -> Iterator[str]:
     """How polite, and how right, the held-out completions were before the first and after the last step."""
-    by_step: dict[int, list[Mapping[str, Any]]] = {}
-    for sample in studio.items(f"/runs/{run_id}/completions"):
-        by_step.setdefault(sample["step"], []).append(sample)
-    if len(by_step) < 2:
+    steps: list[int] = studio.get(f"/runs/{run_id}/completions", limit=1)["steps"]
+    if len(steps) < 2:
         return
-    for kind, good in (("replies polite", corpus.is_polite), ("sums right", None)):
-        shares = []
-        for step in (min(by_step), max(by_step)):
-            marks = [
-                corpus.answer_is_right(sample["prompt"], sample["completion"])
-                if good is None
-                else good(sample["completion"])
-                for sample in by_step[step]
-                if corpus.is_sum(sample["prompt"]) == (good is None)
-            ]
-            shares.append(f"{sum(marks)} of {len(marks)}")
-        if shares[0] != "0 of 0":
-            yield f"held-out {kind}: {shares[0]} → {shares[1]}"
+    first, last = (list(studio.items(f"/runs/{run_id}/completions", step=step)) for step in (steps[0], steps[-1]))
+    for what, sums in (("replies polite", False), ("sums right", True)):
+        before, after = (_good(samples, sums) for samples in (first, last))
+        if before and after:
+            yield f"held-out {what}: {sum(before)} of {len(before)} → {sum(after)} of {len(after)}"
+
+
+def _good(samples: list[Json], sums: bool) -> list[bool]:
+    return [
+        corpus.answer_is_right(one["prompt"], one["completion"]) if sums else corpus.is_polite(one["completion"])
+        for one in samples
+        if corpus.is_sum(one["prompt"]) == sums and not one["rewards"]
+    ]
 
 
 def _say(head: str, text: str) -> None:
