@@ -145,7 +145,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 def check_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> None:
     """Raises :class:`SpecCannotWork` if token ids or positions would leave the model's tables."""
-    rows = model.get_input_embeddings().weight.shape[0]
+    table: Any = model.get_input_embeddings()
+    rows = table.weight.shape[0]
     highest = max(tokenizer.get_vocab().values())
     if highest >= rows:
         raise SpecCannotWork(

@@ -195,7 +195,7 @@ class Encoder:
             )
         safe = [[{**m, "content": self.defuse(m["content"])} for m in messages] for messages in conversations]
         try:
-            encoded = self.tokenizer.apply_chat_template(safe, return_dict=True, return_assistant_tokens_mask=True)
+            encoded: Any = self.tokenizer.apply_chat_template(safe, return_dict=True, return_assistant_tokens_mask=True)
         except Exception as error:  # a template is a program and fails in its own ways
             raise SpecCannotWork(f"a conversation does not fit the chat template: {error}", field="dataset") from error
         return [
@@ -346,8 +346,8 @@ def prepare(launch: Launch, tokenizer: PreTrainedTokenizerBase, encode: Encode) 
     encoder = Encoder(tokenizer, spec.max_length)
     train, held_out = split_by_prompt(read(launch.rows, launch.row_type), spec.evaluation.held_out)
     held_out = held_out.select(range(min(len(held_out), spec.evaluation.max_rows)))
-    tokenized = [_encode(encoder, side, encode) for side in (train, held_out)]
-    for side, name in zip(tokenized, ("to learn from", "held out"), strict=True):
+    learned, evaluated = (_encode(encoder, side, encode) for side in (train, held_out))
+    for side, name in ((learned, "to learn from"), (evaluated, "held out")):
         if len(side) == 0:
             raise SpecCannotWork(
                 f"no row {name} is left: {' '.join(note.text for note in encoder.note())}",
@@ -355,7 +355,7 @@ def prepare(launch: Launch, tokenizer: PreTrainedTokenizerBase, encode: Encode) 
                 field="max_length",
             )
     notes = encoder.note()
-    return Prepared(*tokenized, _prompts(encoder, held_out, spec.evaluation), list(held_out), notes)
+    return Prepared(learned, evaluated, _prompts(encoder, held_out, spec.evaluation), list(held_out), notes)
 
 
 def _encode(encoder: Encoder, dataset: Dataset, encode: Encode) -> Dataset:
@@ -382,7 +382,7 @@ def _prompts(encoder: Encoder, held_out: Dataset, evaluation: Evaluation) -> lis
             break
         if "text" in row:
             break
-        prompt = row.get("prompt") or _opening(row.get("messages", []))
+        prompt: Any = row.get("prompt") or _opening(row.get("messages", []))
         if not prompt:
             continue
         plain = isinstance(prompt, str)

@@ -102,4 +102,4 @@ def _cut(tokenizer: PreTrainedTokenizerBase, row: list[int], ends: set[int]) -> 
     """A row up to its first end token; what follows is padding."""
     end = next((i for i, token in enumerate(row) if token in ends), None)
     tokens = row if end is None else row[: end + 1]
-    return Sampled(tokenizer.decode(tokens, skip_special_tokens=True), len(tokens), end is not None)
+    return Sampled(str(tokenizer.decode(tokens, skip_special_tokens=True)), len(tokens), end is not None)

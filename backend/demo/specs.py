@@ -51,7 +51,7 @@ def reward(base_model: int, dataset: int, *, seed: int = 0, weights: Weights | N
 
 def dpo(base_model: int, dataset: int, *, seed: int = 0, weights: Weights | None = None, beta: float = 0.5) -> DPOSpec:
     """Prefer what the annotators preferred; the added likelihood keeps the text well-formed."""
-    rate = 1e-3 if isinstance(weights, LoRA) else 1e-4
+    rate = 1e-3 if isinstance(weights, LoRA) else 2e-4
     return DPOSpec(
         **_common(base_model, dataset, seed, 20, weights),
         optimization=Optimization(steps=100, batch_size=32, learning_rate=rate, warmup_steps=5),

@@ -19,7 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from backend.runs.events import Checkpoint, Completion, Completions, Finished, Note, Started
 from backend.runs.specs import Launch, LoRA, TrainingSpec
@@ -84,6 +92,9 @@ class Frame(Trainer):
     report: Report
     stop: Stop
     show: Show
+    processing_class: PreTrainedTokenizerBase
+    _metrics: dict[str, dict[str, list[float]]]
+    _total_train_tokens: int
     evaluated: int = -1
     """Last step that was evaluated."""
 
@@ -120,7 +131,7 @@ class Frame(Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         step = self.state.global_step
         super()._save_checkpoint(model, trial)
-        written = Path(self.args.output_dir) / f"checkpoint-{step}"
+        written = Path(str(self.args.output_dir)) / f"checkpoint-{step}"
         (written / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads back
         progress = {
             "spec": self.launch.spec.model_dump(mode="json"),
@@ -182,7 +193,7 @@ def carry_out(
         trainer.evaluated = progress["evaluated"]
         due = first_step % spec.evaluation.every_steps == 0 and trainer.evaluated != first_step
     trainer.args.eval_on_start = due
-    parameters = networks.count(trainer.model)
+    parameters = networks.count(trainer.accelerator.unwrap_model(trainer.model))
     for note in prepared.notes:
         report.say(note)
     stop.save_first()
