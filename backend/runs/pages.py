@@ -557,7 +557,7 @@ def _compared(session: Session, actor: Actor, chosen: Sequence[View], prompt: in
         "charts": charts,
         "live": any(view.active for view in chosen),
         "finals": views.finals([(view.method, held_out[view.id], view.active) for view in chosen]),
-        "here": "?" + urlencode({"runs": ",".join(str(view.id) for view in chosen)}),
+        "same_address": "?" + urlencode({"runs": ",".join(str(view.id) for view in chosen)}),
         **_same_prompt(session, actor, chosen, prompt),
     }
 

@@ -104,7 +104,10 @@ class Watch:
     """Parts of complaints that a test provokes on purpose."""
 
     def on(self, page: Page) -> None:
-        page.on("console", lambda said: self._add(f"console: {said.text}") if said.type == "error" else None)
+        page.on(
+            "console",
+            lambda said: self._add(f"console: {said.text} ({said.location['url']})") if said.type == "error" else None,
+        )
         page.on("pageerror", lambda error: self._add(f"error: {error}"))
         page.on("request", lambda request: self._request(request.url))
 
