@@ -1,0 +1,20 @@
+"""The Celery tasks. Each is a reason to look at Postgres, never a fact: lost, doubled or late, it does no harm."""
+
+from backend.db import unit_of_work
+from backend.jobs import EXECUTE_RUN, REAP_RUNS
+from backend.runs import service
+from worker.app import app, sessions, settings, supervision, worker_name
+from worker.process import execute_next
+
+
+@app.task(name=EXECUTE_RUN)  # type: ignore[untyped-decorator]
+def execute_run(run_id: int) -> None:
+    """Carry out the run that is due next; *run_id* only says that there was one."""
+    execute_next(sessions(), worker_name(), supervision())
+
+
+@app.task(name=REAP_RUNS)  # type: ignore[untyped-decorator]
+def reap_runs() -> None:
+    """Give back the runs of workers that fell silent, and send forgotten ones again."""
+    with unit_of_work(sessions()) as session:
+        service.reap(session, lease_seconds=settings.lease_seconds, pause_seconds=settings.reap_seconds)
