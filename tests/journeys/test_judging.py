@@ -9,7 +9,7 @@ from sqlalchemy import text
 
 from backend.accounts.actors import Actor
 from backend.db import Sessions, unit_of_work
-from backend.labeling import service
+from backend.labeling import judging, service
 from backend.labeling.judgments import ItemDraft
 from backend.projects.service import ProjectName
 from tests.conftest import MakeActor
@@ -265,13 +265,13 @@ def test_the_session_page_shows_and_freezes(
 
     def judge_all(person: Actor) -> None:
         with unit_of_work(sessions) as session:
-            service.acknowledge_guidelines(session, person, labeling, 1)
-            desk = service.next_assignment(session, person, labeling)
+            judging.acknowledge_guidelines(session, person, labeling, 1)
+            desk = judging.next_assignment(session, person, labeling)
         while desk.assignment:
             left = str(desk.assignment.completions[0].content).startswith("**")
             sent = ComparisonSubmission(idempotency_key=desk.assignment.idempotency_key, point=2 if left else 6)
             with unit_of_work(sessions) as session:
-                receipt = service.submit_judgment(session, person, desk.assignment.uuid, sent)
+                receipt = judging.submit_judgment(session, person, desk.assignment.uuid, sent)
             assert isinstance(receipt, Receipt)
             desk = receipt.desk
 

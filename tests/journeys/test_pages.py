@@ -109,7 +109,7 @@ def test_keys_reach_every_corner(
     page.keyboard.press("c")
     page.wait_for_url(f"**/runs/new?clone={day['lora']}")
     page.wait_for_selector("spec-form form")
-    page.get_by_label("Steps").fill("1?")
+    page.locator("#spec-optimization-steps").fill("1?")
     expect(page.get_by_role("dialog")).to_have_count(0)
 
 
