@@ -8,7 +8,8 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from backend.accounts.access import Annotator, Engineer, Viewer
-from backend.labeling import service
+from backend.labeling import freezing, judging, service
+from backend.labeling import quality as measures
 from backend.labeling.judgments import (
     ComparisonForm,
     Desk,
@@ -255,13 +256,13 @@ def list_judgments(
 @router.get("/judgments/{judgment}/rows")
 def rows_made_of(actor: Engineer, session: UnitOfWork, judgment: UUID) -> list[RowMade]:
     """Where a judgment went: the rows of dataset versions that rest on it."""
-    return [RowMade(version_id=v, position=p) for v, p in service.rows_made_of(session, actor, judgment)]
+    return [RowMade(version_id=v, position=p) for v, p in freezing.rows_made_of(session, actor, judgment)]
 
 
 @router.get("/labeling-sessions/{labeling_session_id}/quality")
 def quality(actor: Viewer, session: UnitOfWork, labeling_session_id: int) -> dict[str, Any]:
     """Progress, agreement, bias and disputed items; ``null`` means not measured."""
-    return dict(_plain(service.quality(session, actor, labeling_session_id)))
+    return dict(_plain(measures.measure(session, actor, labeling_session_id)))
 
 
 def _plain(value: Any) -> Any:
@@ -281,13 +282,13 @@ def preview_freeze(
 ) -> FreezeCounts:
     """What the policy would do with the items as they stand; nothing is written."""
     policy = FreezePolicy(rule=rule, ties=ties, minimum_judgments=minimum_judgments)
-    return service.preview_freeze(session, actor, labeling_session_id, policy)
+    return freezing.preview_freeze(session, actor, labeling_session_id, policy)
 
 
 @router.post("/labeling-sessions/{labeling_session_id}/freeze", status_code=201)
 def freeze(actor: Engineer, session: UnitOfWork, labeling_session_id: int, body: FreezeRequest) -> Frozen:
     """Freeze the judgments into a preference dataset version."""
-    version = service.freeze_preferences(
+    version = freezing.freeze_preferences(
         session, actor, labeling_session_id, body.policy, dataset_id=body.dataset_id, dataset_name=body.dataset_name
     )
     return Frozen(
@@ -322,7 +323,7 @@ def my_sessions(actor: Annotator, session: UnitOfWork) -> list[WaitingSession]:
 @router.post("/labeling-sessions/{labeling_session_id}/next")
 def next_assignment(actor: Annotator, session: UnitOfWork, labeling_session_id: int) -> Desk:
     """My assignment: the one I hold, else the next of the queue. Asking twice gives the same one."""
-    return service.next_assignment(session, actor, labeling_session_id)
+    return judging.next_assignment(session, actor, labeling_session_id)
 
 
 @router.post("/labeling-sessions/{labeling_session_id}/acknowledge")
@@ -330,8 +331,8 @@ def acknowledge_guidelines(
     actor: Annotator, session: UnitOfWork, labeling_session_id: int, body: Acknowledgment
 ) -> Desk:
     """I have read the guidelines; answers the next assignment."""
-    service.acknowledge_guidelines(session, actor, labeling_session_id, body.version)
-    return service.next_assignment(session, actor, labeling_session_id)
+    judging.acknowledge_guidelines(session, actor, labeling_session_id, body.version)
+    return judging.next_assignment(session, actor, labeling_session_id)
 
 
 @router.post(
@@ -344,11 +345,11 @@ def submit_judgment(
     actor: Annotator, session: UnitOfWork, assignment: UUID, body: Submission
 ) -> Receipt | JSONResponse:
     """Answer an assignment and get the next one. Send ``idempotency_key`` back; repeating the request changes nothing."""
-    answer = service.submit_judgment(session, actor, assignment, body)
-    if isinstance(answer, service.Late):  # answered, not raised: what was kept must be committed
+    answer = judging.submit_judgment(session, actor, assignment, body)
+    if isinstance(answer, judging.Late):  # answered, not raised: what was kept must be committed
         problem = {
             "type": "/problems/assignment-lost",
-            "title": service.AssignmentLost.__doc__,
+            "title": judging.AssignmentLost.__doc__,
             "status": 409,
             "detail": answer.refusal.detail,
             "remedy": answer.refusal.remedy,
@@ -360,13 +361,13 @@ def submit_judgment(
 @router.post("/assignments/{assignment}/heartbeat")
 def heartbeat(actor: Annotator, session: UnitOfWork, assignment: UUID) -> Reservation:
     """The page is still open: keep the assignment, for two hours at most."""
-    return Reservation(reserved_seconds=service.heartbeat(session, actor, assignment))
+    return Reservation(reserved_seconds=judging.heartbeat(session, actor, assignment))
 
 
 @router.post("/labeling-sessions/{labeling_session_id}/undo")
 def undo_last(actor: Annotator, session: UnitOfWork, labeling_session_id: int) -> Desk:
     """Take back my last judgment; it lies before me again, same sides."""
-    return service.undo_last(session, actor, labeling_session_id)
+    return judging.undo_last(session, actor, labeling_session_id)
 
 
 @router.get("/labeling-sessions/{labeling_session_id}/my-judgments")
@@ -374,5 +375,5 @@ def my_judgments(
     actor: Annotator, session: UnitOfWork, labeling_session_id: int, after: int | None = None, limit: Limit = 50
 ) -> HistoryPage:
     """My own judgments, newest first."""
-    items, following = service.my_history(session, actor, labeling_session_id, after=after, limit=limit)
+    items, following = judging.my_history(session, actor, labeling_session_id, after=after, limit=limit)
     return HistoryPage(items=items, next=following)

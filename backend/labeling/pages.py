@@ -17,7 +17,7 @@ from backend.accounts.access import Annotator, Engineer, SignedIn, Viewer
 from backend.accounts.actors import Actor, Permission
 from backend.datasets import service as datasets
 from backend.errors import Invalid, StudioError
-from backend.labeling import service
+from backend.labeling import freezing, judging, quality, service
 from backend.labeling.judgments import (
     FLAG_WORDS,
     SKIP_WORDS,
@@ -55,7 +55,7 @@ def judge_page(
     request: Request, actor: Annotator, session: UnitOfWork, labeling_session_id: int, note: str = ""
 ) -> HTMLResponse:
     """My assignment, the guidelines to acknowledge, or why there is nothing to do."""
-    desk = service.next_assignment(session, actor, labeling_session_id)
+    desk = judging.next_assignment(session, actor, labeling_session_id)
     return _desk(request, actor, session, desk, note=NOTES.get(note, ""))
 
 
@@ -96,10 +96,10 @@ def submit_judgment(
         return _refused(request, actor, session, labeling_session_id, _why(error, point), sent)
     try:
         with session.begin_nested():
-            answer = service.submit_judgment(session, actor, assignment, submission)
+            answer = judging.submit_judgment(session, actor, assignment, submission)
     except Invalid as error:
         return _refused(request, actor, session, labeling_session_id, error, sent)
-    if isinstance(answer, service.Late):
+    if isinstance(answer, judging.Late):
         return _desk(request, actor, session, answer.desk, status=409, note=answer.refusal.detail, warn=True)
     if _from_island(request):
         return _desk(request, actor, session, answer.desk)
@@ -125,7 +125,7 @@ def _refused(
 ) -> Response:
     if _from_island(request):
         raise error
-    desk = service.next_assignment(session, actor, labeling_session_id)
+    desk = judging.next_assignment(session, actor, labeling_session_id)
     return _desk(request, actor, session, desk, status=status_of(error), note=error.detail, warn=True, sent=sent)
 
 
@@ -134,11 +134,11 @@ def undo_last(request: Request, actor: Annotator, session: UnitOfWork, labeling_
     """Take back my last judgment."""
     try:
         with session.begin_nested():
-            desk = service.undo_last(session, actor, labeling_session_id)
+            desk = judging.undo_last(session, actor, labeling_session_id)
     except StudioError as error:
         if _from_island(request):
             raise
-        desk = service.next_assignment(session, actor, labeling_session_id)
+        desk = judging.next_assignment(session, actor, labeling_session_id)
         return _desk(request, actor, session, desk, status=status_of(error), note=error.detail, warn=True)
     if _from_island(request):
         return _desk(request, actor, session, desk, note=NOTES["undone"])
@@ -152,8 +152,8 @@ def acknowledge_guidelines(
     """I have read this version of the guidelines."""
     try:
         with session.begin_nested():
-            service.acknowledge_guidelines(session, actor, labeling_session_id, version)
-    except service.GuidelinesChanged:
+            judging.acknowledge_guidelines(session, actor, labeling_session_id, version)
+    except judging.GuidelinesChanged:
         pass  # the page shows the newer ones
     return _back(labeling_session_id)
 
@@ -163,10 +163,10 @@ def history_page(
     request: Request, actor: Annotator, session: UnitOfWork, labeling_session_id: int, after: int | None = None
 ) -> HTMLResponse:
     """My own judgments of this session."""
-    desk_name = service.name_for_annotator(session, actor, labeling_session_id)
-    items, following = service.my_history(session, actor, labeling_session_id, after=after)
+    name = service.get_session(session, actor, labeling_session_id, Permission.JUDGE).name
+    items, following = judging.my_history(session, actor, labeling_session_id, after=after)
     return render(
-        request, "labeling/history.html", id=labeling_session_id, name=desk_name, items=items, next=following,
+        request, "labeling/history.html", id=labeling_session_id, name=name, items=items, next=following,
         points=POINTS, skip_words=SKIP_WORDS, excerpt=excerpt,
     )  # fmt: skip
 
@@ -362,10 +362,10 @@ def _session(
         "labeling/session.html",
         status=status,
         found=found,
-        q=service.quality(session, actor, found.id),
-        preview=service.preview_freeze(session, actor, found.id, policy),
+        q=quality.measure(session, actor, found.id),
+        preview=freezing.preview_freeze(session, actor, found.id, policy),
         policy=policy,
-        freezes=service.freezes(session, actor, found.id),
+        freezes=freezing.freezes(session, actor, found.id),
         versions=service.guidelines(session, actor, found.id),
         may_change=actor.may(Permission.ENGINEER, found.project_id),
         may_judge=actor.may(Permission.JUDGE, found.project_id),
@@ -410,7 +410,7 @@ def freeze(
     policy = _policy(rule, ties, minimum)
     try:
         with session.begin_nested():
-            version = service.freeze_preferences(session, actor, labeling_session_id, policy)
+            version = freezing.freeze_preferences(session, actor, labeling_session_id, policy)
     except StudioError as error:
         return _session(
             request, session, actor, labeling_session_id, policy=policy, status=status_of(error), error=error

@@ -1,4 +1,4 @@
-"""What a labeling session's page shows about its quality, measured in SQL over the live judgments."""
+"""Progress, agreement, bias, pace and disputed items of a labeling session, measured in SQL over the live judgments."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -7,9 +7,11 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from backend.accounts.actors import Actor, Permission
 from backend.labeling import agreement
 from backend.labeling.agreement import Estimate
 from backend.labeling.judgments import excerpt
+from backend.labeling.service import get_session
 
 _LIVE = "labeling_slot s join judgment j on j.id = s.judgment_id where s.labeling_session_id = :session and s.state = 'judged'"
 """A slot's present judgment; undone and superseded ones are not live."""
@@ -76,9 +78,11 @@ class Quality(NamedTuple):
     disputed: list[Disputed]
 
 
-def measure(session: Session, labeling_session_id: int, overlap: int, *, with_people: bool) -> Quality:
-    """Measure a session; *overlap* is its number of slots per item."""
-    here = {"session": labeling_session_id}
+def measure(session: Session, actor: Actor, labeling_session_id: int) -> Quality:
+    """Measure a labeling session. Annotators by name only for engineers."""
+    found = get_session(session, actor, labeling_session_id)
+    overlap = found.overlap
+    here = {"session": found.id}
 
     def rows(sql: str) -> Sequence[Any]:
         return session.execute(text(sql), here).all()
@@ -149,7 +153,7 @@ def measure(session: Session, labeling_session_id: int, overlap: int, *, with_pe
         left_wins=agreement.wilson(left, decided),
         longer_wins=agreement.wilson(longer, differing),
         tie_rate=agreement.wilson(strengths[3], total),
-        annotators=_annotators(rows) if with_people else None,
+        annotators=_annotators(rows) if actor.may(Permission.ENGINEER, found.project_id) else None,
         disputed=_disputed(rows),
     )
 

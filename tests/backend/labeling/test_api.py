@@ -217,6 +217,9 @@ def answers(html: str) -> dict[str, str]:
 def test_judging_works_without_javascript(make_client: MakeClient, labeling: int) -> None:
     client = make_client("annotator", browser=True)
     page = f"/judge/{labeling}"
+    # not the version in force: the page shows the one that is
+    stale = client.post(f"{page}/acknowledge", data={"version": "9"}, follow_redirects=False)
+    assert (stale.status_code, stale.headers["location"]) == (303, page)
     first = client.get(page).text
     assert "Read this first" in first
     assert "<strong>right</strong>" in first

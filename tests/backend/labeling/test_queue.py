@@ -2,7 +2,7 @@
 
 The invariants are those of the design: L1 at most k, L2 never twice by one person, L3 acknowledged means exactly one record,
 L4 a slot's judgment is the last one not undone, L5 replay changes nothing, L6 every item gets its k, L7 the record is
-immutable (test_service), L8 what was meant follows from what was clicked and the stored sides, L9 blind (test_api).
+immutable (test_judging), L8 what was meant follows from what was clicked and the stored sides, L9 blind (test_api).
 """
 
 import random
@@ -15,7 +15,7 @@ from sqlalchemy import text
 
 from backend.accounts.actors import Actor
 from backend.db import Sessions, unit_of_work
-from backend.labeling import queue, service
+from backend.labeling import judging, queue, service
 from backend.labeling.judgments import (
     ComparisonForm,
     ComparisonSubmission,
@@ -45,11 +45,11 @@ class Hand:
 
     def next(self) -> Desk:
         with unit_of_work(self.sessions) as session:
-            return service.next_assignment(session, self.actor, self.labeling_id)
+            return judging.next_assignment(session, self.actor, self.labeling_id)
 
-    def send(self, assignment: UUID, submission: Submission) -> Receipt | service.Late:
+    def send(self, assignment: UUID, submission: Submission) -> Receipt | judging.Late:
         with unit_of_work(self.sessions) as session:
-            return service.submit_judgment(session, self.actor, assignment, submission)
+            return judging.submit_judgment(session, self.actor, assignment, submission)
 
     def two_at_once(self, act: object, *args: object) -> list[object]:
         with ThreadPoolExecutor(2) as both:
@@ -57,7 +57,7 @@ class Hand:
 
     def work(self) -> None:
         with unit_of_work(self.sessions) as session:
-            service.acknowledge_guidelines(session, self.actor, self.labeling_id, 1)
+            judging.acknowledge_guidelines(session, self.actor, self.labeling_id, 1)
         while True:
             if self.chance.random() < 0.15:  # two tabs
                 a, b = self.two_at_once(self.next)
@@ -107,8 +107,8 @@ class Hand:
         if self.chance.random() < 0.08:
             try:
                 with unit_of_work(self.sessions) as session:
-                    service.undo_last(session, self.actor, self.labeling_id)
-            except service.UndoTooLate:  # a skipped item that others have taken since
+                    judging.undo_last(session, self.actor, self.labeling_id)
+            except judging.UndoTooLate:  # a skipped item that others have taken since
                 assert submission.kind == "skip"
 
 
