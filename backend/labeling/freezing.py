@@ -50,8 +50,9 @@ def freeze_preferences(
     found = get_session(session, actor, labeling_session_id, Permission.ENGINEER)
     # no undo in between; submits go on, they only add
     session.refresh(found, with_for_update={"key_share": True})
-    last = session.scalar(select(func.max(Judgment.id)).where(Judgment.labeling_session_id == found.id)) or 0
     made, counts = _weighed(session, found, policy)
+    # asked after the votes: a judgment sent between the two statements may be kept from undo, but never one used be left out
+    last = session.scalar(select(func.max(Judgment.id)).where(Judgment.labeling_session_id == found.id)) or 0
     if not made:
         raise NothingToFreeze(
             "No item would become a row.",
