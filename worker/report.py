@@ -28,8 +28,8 @@ class SpecCannotWork(Exception):
 
     def __init__(self, reason: str, *, remedy: str | None = None, field: str | None = None) -> None:
         """*field* is the spec's field at fault, such as ``max_length``."""
-        super().__init__(reason)
         self.reason = reason if field is None else f"{field}: {reason}"
+        super().__init__(self.reason)
         self.remedy = remedy
 
     def event(self, trace: str = "") -> Failed:

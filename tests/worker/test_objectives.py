@@ -162,7 +162,13 @@ def test_trl_reward(tokenizer: Any, tmp_path: Path, margin: bool, centering: flo
         assert theirs != pytest.approx(objectives.reward_loss(chosen, rejected).item(), rel=1e-3)
 
 
-LOSSES = [Sigmoid(), Sigmoid(label_smoothing=0.2), Sigmoid(sft_weight=0.7), IPO()]
+LOSSES = [
+    Sigmoid(),
+    Sigmoid(label_smoothing=0.2),
+    Sigmoid(label_smoothing=0.1, sft_weight=0.3),
+    Sigmoid(sft_weight=0.7),
+    IPO(),
+]
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)

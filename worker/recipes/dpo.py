@@ -31,11 +31,21 @@ class DPO(training.Frame, DPOTrainer):
 
 
 def loss_arguments(spec: DPOSpec) -> dict[str, Any]:
-    """The spec's loss in TRL's words."""
+    """The spec's loss in TRL's words: a weighted sum of its losses.
+
+    TRL's ``sigmoid`` ignores ``label_smoothing``; its ``robust`` loss does not. With L = −log σ(βh) and
+    L' = −log σ(−βh), robust is ((1−ε)L − εL')/(1−2ε), so (1−ε)L + εL' = 2(1−ε)·sigmoid − (1−2ε)·robust.
+    """
     match spec.loss:
-        case Sigmoid(label_smoothing=smoothing, sft_weight=weight):
-            mixed = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, weight]}
-            return {"label_smoothing": smoothing, **(mixed if weight else {"loss_type": ["sigmoid"]})}
+        case Sigmoid(label_smoothing=flipped, sft_weight=likelihood):
+            weights = {"sigmoid": 2 * (1 - flipped), "robust": 2 * flipped - 1} if flipped else {"sigmoid": 1.0}
+            if likelihood:
+                weights["sft"] = likelihood
+            return {
+                "loss_type": list(weights),
+                "loss_weights": list(weights.values()),
+                "label_smoothing": flipped,
+            }
         case IPO():
             return {"loss_type": ["ipo"]}
         case unknown:
