@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import grimp
 import pytest
 
 import backend
@@ -50,7 +51,9 @@ def test_the_import_contracts_are_kept_and_every_file_was_looked_at() -> None:
     analyzed = re.search(r"Analyzed (\d+) files, (\d+) dependencies", done.stdout)
     assert analyzed is not None, done.stdout
     files = sum(1 for package in ("backend", "worker") for _ in (ROOT / package).rglob("*.py"))
-    assert int(analyzed[1]) == files
+    graph = grimp.build_graph("backend", "worker", include_external_packages=True)
+    outside = sum(graph.is_module_squashed(module) for module in graph.modules)
+    assert int(analyzed[1]) == files + outside, "the linter counts every package from outside as one file"
     assert int(analyzed[2]) > files
     kept = re.search(r"Contracts: (\d+) kept, 0 broken", done.stdout)
     assert kept is not None
