@@ -1,50 +1,42 @@
 """Files that people bring: JSON lines, JSON arrays, CSV (each plain or gzipped) and Parquet, told apart by their content.
 
 Everything streams: no buffer holds more than one line of at most 2 MB and one chunk. Every way in which a file can be
-broken or hostile is an error with its line, never a traceback, and nothing is silently changed: no NaN, no doubled key
-of which one would win, no integer that would become a float.
+broken or hostile is an error with its line, never a traceback; what a row may hold is in ``strictjson.py``.
 """
 
+import codecs
 import csv
-import datetime
-import decimal
 import gzip
 import io
 import json
-import math
 import re
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
-import orjson
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from backend.datasets.parquet import ParquetRows
 from backend.datasets.rowfile import MAX_COLUMNS, MAX_ROW_BYTES
 from backend.datasets.rows import Row
-from backend.errors import Invalid, TooLarge
+from backend.datasets.strictjson import (
+    DECODER,
+    MAX_DEPTH,
+    BadFile,
+    FileTooLarge,
+    as_row,
+    at_line,
+    check,
+    not_utf8,
+    parse,
+)
 
 CHUNK = 1 << 18
-MAX_DEPTH = 32
 MAX_RATIO = 100
 RATIO_FREE_BYTES = 16 << 20
 """Small files may be as repetitive as they like."""
 SNIFF_BYTES = 1 << 16
-BATCH_ROWS = 256
-MAX_BATCH_BYTES = 256 << 20
 
 Kind = Literal["json_lines", "json_array", "csv", "parquet"]
-NAMES: dict[str, str] = {"json_lines": "JSON lines", "json_array": "JSON array", "csv": "CSV", "parquet": "Parquet"}
-
-
-class BadFile(Invalid):
-    """This file cannot be read."""
-
-
-class FileTooLarge(TooLarge):
-    """This file is larger than the studio takes."""
 
 
 _MAGIC: list[tuple[bytes, str]] = [
@@ -134,147 +126,6 @@ def lines(stream: Unpacked) -> Iterator[tuple[int, bytes]]:
 
 # --- JSON --------------------------------------------------------------------------------------------------------
 
-_KEY = re.compile(rb'"\s*:')
-
-
-def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        doubled = next(key for n, (key, _) in enumerate(pairs) if key in dict(pairs[:n]))
-        raise BadFile(
-            f"The key “{doubled[:80]}” stands twice in one object.", field=doubled[:80], remedy="Keep one of them."
-        )
-    return found
-
-
-def _integer(digits: str) -> int:
-    value = int(digits) if len(digits) < 22 else 2**64
-    if not -(2**63) <= value < 2**63:
-        raise BadFile(f"The integer {digits[:24]}… has more than 64 bits.", remedy="Write it as text.")
-    return value
-
-
-def _float(digits: str) -> float:
-    value = float(digits)
-    if not math.isfinite(value):
-        raise BadFile(f"The number {digits[:24]} is infinite.", remedy="Write a finite number, or nothing.")
-    return value
-
-
-def _constant(word: str) -> float:
-    raise BadFile(f"{word} is no JSON.", remedy="Write null, or leave the key out.")
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_int=_integer, parse_float=_float, parse_constant=_constant)
-
-
-_FAR = float(2**63)
-_SUSPECT = -(10**9)
-
-
-def _keys(value: Any, depth: int = 1) -> int:
-    """How many keys all objects in *value* have, negative if a number may once have been a long integer.
-
-    Raises :class:`BadFile` for what is nested too deeply.
-    """
-    if depth > MAX_DEPTH:
-        raise BadFile(f"The row is nested more than {MAX_DEPTH} levels deep.", remedy="Flatten it.")
-    keys = 0
-    if type(value) is dict:
-        keys, inside = len(value), iter(value.values())
-    else:
-        inside = iter(value if type(value) is list else ())
-    for inner in inside:
-        kind = type(inner)
-        if kind is str:
-            continue
-        if kind is dict or kind is list:
-            keys += _keys(inner, depth + 1)
-        elif (kind is float or kind is int) and not -_FAR < inner < _FAR:
-            keys += _SUSPECT
-    return keys
-
-
-def check_texts(value: Any) -> None:
-    """Raise :class:`BadFile` for U+0000 and halves of surrogate pairs in any text of *value*."""
-    if isinstance(value, str):
-        if "\0" in value:
-            raise BadFile("A text holds U+0000, which no database keeps.", remedy="Remove it.")
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise BadFile(
-                "A text holds half of a surrogate pair, which is no character.", remedy="Remove it."
-            ) from None
-    elif isinstance(value, dict):
-        for key, inner in value.items():
-            check_texts(key)
-            check_texts(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            check_texts(inner)
-
-
-def parse(text: bytes) -> Any:
-    """The JSON value in *text*, strictly. Raises :class:`BadFile` without a line."""
-    if b"\0" in text:
-        raise BadFile("There is a NUL byte.", remedy="Save the file as UTF-8 text.")
-    try:
-        value = orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise _why(text, error) from None
-    # orjson lets the last of two equal keys win: every key ends in a quote and a colon, so if there are no more of
-    # those than keys, none stands twice. It also makes floats of long integers. Both are rare, and then read slowly
-    if len(_KEY.findall(text)) != _keys(value):
-        value = _slowly(text.decode())
-    if b"\\u0000" in text:
-        check_texts(value)
-    return value
-
-
-def _slowly(text: str) -> Any:
-    try:
-        return _DECODER.decode(text)
-    except RecursionError:
-        raise BadFile(f"The row is nested more than {MAX_DEPTH} levels deep.", remedy="Flatten it.") from None
-    except json.JSONDecodeError as error:
-        raise BadFile(f"This is no JSON: {error.msg} at character {error.pos + 1}.") from None
-
-
-def _why(text: bytes, error: orjson.JSONDecodeError) -> BadFile:
-    """The sentence for what orjson refused."""
-    try:
-        decoded = text.decode()
-    except UnicodeDecodeError as wrong:
-        return _not_utf8(wrong)
-    try:
-        check_texts(_slowly(decoded))
-    except BadFile as found:
-        return found
-    if "recursion" in str(error).lower():
-        return BadFile(f"The row is nested more than {MAX_DEPTH} levels deep.", remedy="Flatten it.")
-    return BadFile(f"This is no JSON: {error.msg}.")
-
-
-def _not_utf8(error: UnicodeDecodeError) -> BadFile:
-    return BadFile(
-        f"This is no UTF-8: byte 0x{error.object[error.start]:02X} in place {error.start + 1} of the line.",
-        remedy="Save the file as UTF-8.",
-    )
-
-
-def _row(value: Any) -> Row:
-    if not isinstance(value, dict):
-        kind = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}.get(type(value), "a number")
-        raise BadFile(f"A row must be an object with named columns, this is {kind}.", remedy='Write {"prompt": …}.')
-    if not value:
-        raise BadFile("The row has no columns.")
-    if len(value) > MAX_COLUMNS:
-        raise FileTooLarge(
-            f"The row has {len(value):,} columns; at most {MAX_COLUMNS} are taken.", remedy="Leave some out."
-        )
-    return value
-
 
 def json_lines(stream: Unpacked) -> Iterator[tuple[int, Row]]:
     """One object per line."""
@@ -283,11 +134,11 @@ def json_lines(stream: Unpacked) -> Iterator[tuple[int, Row]]:
         if not text:
             continue
         try:
-            yield number, _row(parse(text))
+            yield number, as_row(parse(text))
         except (BadFile, FileTooLarge) as error:
             if number == 1 and text == b"{":
                 error.remedy = "Each row stands on one line: {…} newline {…}. Or send a list: [{…}, {…}]."
-            raise _at(error, number) from None
+            raise at_line(error, number) from None
 
 
 def json_array(stream: Unpacked) -> Iterator[tuple[int, Row]]:
@@ -320,12 +171,12 @@ def json_array(stream: Unpacked) -> Iterator[tuple[int, Row]]:
         else:
             while True:
                 try:
-                    value, end = _DECODER.raw_decode(buffer, at)
+                    value, end = DECODER.raw_decode(buffer, at)
                     break
                 except json.JSONDecodeError as error:
                     if len(buffer) - at > MAX_ROW_BYTES:
                         wrong: BadFile | FileTooLarge = FileTooLarge(f"The row is longer than {MAX_ROW_BYTES:,} bytes.")
-                        raise _at(wrong, line) from None
+                        raise at_line(wrong, line) from None
                     more = read()
                     if not more:
                         place = line + buffer.count("\n", at, error.pos)
@@ -334,13 +185,12 @@ def json_array(stream: Unpacked) -> Iterator[tuple[int, Row]]:
                 except RecursionError:
                     raise BadFile(f"The row is nested more than {MAX_DEPTH} levels deep.", line=line) from None
                 except BadFile as error:
-                    raise _at(error, line) from None
+                    raise at_line(error, line) from None
             try:
-                _keys(value)
-                check_texts(value)
-                yield line, _row(value)
+                check(value)
+                yield line, as_row(value)
             except (BadFile, FileTooLarge) as error:
-                raise _at(error, line) from None
+                raise at_line(error, line) from None
             line += buffer.count("\n", at, end)
             at, expects_comma, expects_row = end, True, False
     if not done:
@@ -357,8 +207,6 @@ def _skip(buffer: str, at: int, line: int) -> tuple[int, int]:
 
 def _decoded(stream: Unpacked) -> Callable[[], str]:
     """A reader of text chunks; raises :class:`BadFile` at bytes that are no UTF-8."""
-    import codecs
-
     decoder, seen, first = codecs.getincrementaldecoder("utf-8")(), 1, True
 
     def read() -> str:
@@ -426,11 +274,11 @@ class _Records:
                     f"The row is longer than {MAX_ROW_BYTES:,} bytes.", remedy="A quotation mark may have no partner."
                 )
             if b"\0" in line:
-                raise _at(BadFile("There is a NUL byte.", remedy="Save the file as UTF-8 text."), self.number)
+                raise at_line(BadFile("There is a NUL byte.", remedy="Save the file as UTF-8 text."), self.number)
             try:
                 yield line.decode()
             except UnicodeDecodeError as error:
-                raise _at(_not_utf8(error), self.number) from None
+                raise at_line(not_utf8(error), self.number) from None
 
 
 def csv_rows(stream: Unpacked, delimiter: str) -> Iterator[tuple[int, Row]]:
@@ -456,7 +304,7 @@ def csv_rows(stream: Unpacked, delimiter: str) -> Iterator[tuple[int, Row]]:
     except csv.Error as error:
         raise BadFile(f"This is no CSV: {error}.", line=begins, remedy="Check the quotation marks.") from None
     except (BadFile, FileTooLarge) as error:
-        raise _at(error, begins) from None
+        raise at_line(error, begins) from None
 
 
 def _header(names: list[str]) -> list[str]:
@@ -473,124 +321,7 @@ def _header(names: list[str]) -> list[str]:
     return names
 
 
-# --- Parquet -----------------------------------------------------------------------------------------------------
-
-
-def _check_type(kind: pa.DataType, column: str, depth: int = 1) -> None:
-    if depth > MAX_DEPTH:
-        raise BadFile(f"The column is nested more than {MAX_DEPTH} levels deep.", line=1, field=column)
-    if (
-        pa.types.is_dictionary(kind)
-        or pa.types.is_list(kind)
-        or pa.types.is_large_list(kind)
-        or pa.types.is_fixed_size_list(kind)
-    ):
-        _check_type(kind.value_type, column, depth + 1)
-    elif pa.types.is_struct(kind):
-        names = [kind.field(n).name for n in range(kind.num_fields)]
-        if len(set(names)) != len(names):
-            raise BadFile("Two fields of the column have the same name.", line=1, field=column)
-        for n in range(kind.num_fields):
-            _check_type(kind.field(n).type, column, depth + 1)
-    elif not (
-        pa.types.is_string(kind)
-        or pa.types.is_large_string(kind)
-        or pa.types.is_string_view(kind)
-        or pa.types.is_boolean(kind)
-        or pa.types.is_integer(kind)
-        or pa.types.is_floating(kind)
-        or pa.types.is_decimal(kind)
-        or pa.types.is_null(kind)
-        or pa.types.is_date(kind)
-        or pa.types.is_timestamp(kind)
-    ):
-        raise BadFile(f"The column holds {kind}, which rows cannot hold.", line=1, field=column, remedy="Leave it out.")
-
-
-def _plain(value: Any) -> Any:
-    """A value as Parquet gave it → as JSON would."""
-    if value is None or type(value) is str or type(value) is bool:
-        return value
-    if isinstance(value, int):
-        return _integer(str(value))
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise BadFile(f"{value} is no JSON.", remedy="Write null instead.")
-        return value
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items() if inner is not None}
-    if isinstance(value, list):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, datetime.date | datetime.datetime):
-        return value.isoformat()
-    if isinstance(value, decimal.Decimal):
-        return str(value)
-    raise BadFile(f"A value of the type {type(value).__name__} cannot be kept.")
-
-
-class ParquetRows:
-    """Rows of a Parquet file; the line of a row is its number, counted from 1."""
-
-    def __init__(self, path: Path, max_bytes: int) -> None:
-        try:
-            self._file = pq.ParquetFile(path, memory_map=False, pre_buffer=False)
-            self._schema = self._file.schema_arrow
-            metadata = self._file.metadata
-        except (pa.ArrowException, OSError) as error:
-            raise BadFile(
-                f"This is no whole Parquet file: {_first_line(error)}.", line=1, remedy="Send it again."
-            ) from None
-        names = self._schema.names
-        if len(names) > MAX_COLUMNS or metadata.num_columns > 4 * MAX_COLUMNS:
-            raise FileTooLarge(f"There are {len(names):,} columns; at most {MAX_COLUMNS} are taken.", line=1)
-        if len(set(names)) != len(names):
-            raise BadFile("Two columns have the same name.", line=1)
-        for field in self._schema:
-            _check_type(field.type, field.name)
-        if sum(metadata.row_group(n).total_byte_size for n in range(metadata.num_row_groups)) > max_bytes:
-            raise FileTooLarge(f"Unpacked, the file has more than {max_bytes:,} bytes.", remedy="Send it in parts.")
-        self.total = metadata.num_rows
-        self._row = 0
-
-    def share(self) -> float:
-        """How much of the file was read, from 0 to 1."""
-        return self._row / self.total if self.total else 1.0
-
-    def rows(self) -> Iterator[tuple[int, Row]]:
-        """``(number, row)``; raises :class:`BadFile` with the row's number."""
-        try:
-            for batch in self._file.iter_batches(batch_size=BATCH_ROWS, use_threads=False):
-                if batch.nbytes > MAX_BATCH_BYTES:
-                    raise FileTooLarge(f"{batch.num_rows} rows have {batch.nbytes:,} bytes.", line=self._row + 1)
-                for raw in batch.to_pylist():
-                    self._row += 1
-                    row = {key: _plain(value) for key, value in raw.items() if value is not None}
-                    check_texts(row)
-                    yield self._row, _row(row)
-        except (BadFile, FileTooLarge) as error:
-            raise _at(error, self._row) from None
-        except UnicodeDecodeError:
-            raise BadFile("A text is no UTF-8.", line=self._row + 1) from None
-        except (pa.ArrowException, OSError) as error:
-            if isinstance(error, pa.ArrowMemoryError):
-                raise
-            raise BadFile(f"The Parquet file is damaged: {_first_line(error)}.", line=self._row + 1) from None
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
-
-
 # --- all of them -------------------------------------------------------------------------------------------------
-
-
-def _at(error: BadFile | FileTooLarge, line: int) -> BadFile | FileTooLarge:
-    error.fields.setdefault("line", line)
-    return error
 
 
 class Source(NamedTuple):

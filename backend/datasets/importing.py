@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from backend import errors
-from backend.datasets.formats import BadFile, FileTooLarge, Source, open_source
+from backend.datasets.formats import Source, open_source
 from backend.datasets.mapping import Mapper, Mapping, suggest
 from backend.datasets.rowfile import BadRow, RowTooLarge, RowWriter, Written
 from backend.datasets.rows import Row
+from backend.datasets.strictjson import BadFile, FileTooLarge
 from backend.errors import NotFound, StudioError, TooLarge, Unavailable
 
 MEMORY_BYTES = 3 << 30

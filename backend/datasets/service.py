@@ -12,11 +12,11 @@ from sqlalchemy.orm import Session
 from backend.accounts import service as accounts
 from backend.accounts.actors import Actor, Permission
 from backend.artifacts import Artifacts
-from backend.datasets.formats import BadFile, FileTooLarge
 from backend.datasets.importing import NeedsMemory, NoSuchUpload, Quarantine, Upload
 from backend.datasets.mapping import Mapping, identity
 from backend.datasets.rowfile import RowReader, RowWriter, Written
 from backend.datasets.rows import COLUMNS, Row, RowType
+from backend.datasets.strictjson import BadFile, FileTooLarge
 from backend.datasets.tables import Dataset, DatasetVersion, RowOrigin
 from backend.db import after_commit
 from backend.errors import Conflict, Invalid, NotFound, StudioError
