@@ -180,7 +180,7 @@ def lora_config(weights: Weights, *, reward: bool = False) -> "LoraConfig | None
 
     return LoraConfig(
         r=weights.rank,
-        lora_alpha=weights.alpha,  # type: ignore[arg-type]  # a float works; PEFT only divides by the rank
+        lora_alpha=weights.alpha,  # a float works: PEFT only divides it by the rank
         lora_dropout=weights.dropout,
         target_modules="all-linear",
         modules_to_save=["score"] if reward else None,  # a new head must be learned whole

@@ -18,6 +18,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, get_cosine_schedule_with_warmup
 
+from backend.datasets.rows import Row
 from backend.demo import corpus
 
 CHAT_TEMPLATE = (
@@ -35,7 +36,7 @@ CHAT_TEMPLATE = (
 STEPS, BATCH, LEARNING_RATE = 900, 64, 4e-3
 
 
-def make_tokenizer(rows: list[corpus.Row]) -> PreTrainedTokenizerFast:
+def make_tokenizer(rows: list[Row]) -> PreTrainedTokenizerFast:
     """Byte-level BPE, every digit a token of its own: arithmetic is learned by column."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
@@ -79,7 +80,7 @@ Encoded = tuple[list[int], list[int]]
 """Token ids, and labels in which the prompt's are -100."""
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, rows: list[corpus.Row]) -> list[Encoded]:
+def encode(tokenizer: PreTrainedTokenizerFast, rows: list[Row]) -> list[Encoded]:
     """Rows as token ids and labels."""
     prompts = tokenizer.apply_chat_template(
         [row["prompt"] for row in rows], add_generation_prompt=True, return_dict=False

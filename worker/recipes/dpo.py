@@ -15,7 +15,7 @@ Differs from the IPO paper: averaged instead of summed log-ratios, as its author
 from typing import TYPE_CHECKING, Any, assert_never
 
 import torch
-from trl import DPOConfig, DPOTrainer  # type: ignore[attr-defined]  # lazily exported
+from trl import DPOConfig, DPOTrainer
 
 from backend.runs.specs import IPO, DPOSpec, FullWeights, Launch, Sigmoid
 from worker import networks, rows

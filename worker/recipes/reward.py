@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from trl import RewardConfig, RewardTrainer  # type: ignore[attr-defined]  # lazily exported
+from trl import RewardConfig, RewardTrainer
 
 from backend.runs.events import Completion
 from backend.runs.specs import Launch, RewardSpec

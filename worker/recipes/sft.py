@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]  # lazily exported
+from trl import SFTConfig, SFTTrainer
 
 from backend.runs.specs import Launch, SFTSpec
 from worker import networks, rows
