@@ -15,8 +15,8 @@ from backend.accounts.actors import Actor, Permission
 from backend.datasets import service as datasets
 from backend.errors import NotFound
 from backend.registry import service as registry
-from backend.runs import glossary, metrics, readout, service, specs, views
-from backend.runs.readout import Link
+from backend.runs import comparing, glossary, metrics, readout, service, specs, tabs, views
+from backend.runs.lifecycle import STATES
 from backend.web.rendering import render
 from backend.web.units import UnitOfWork
 
@@ -25,145 +25,10 @@ if TYPE_CHECKING:
 
 router = APIRouter(include_in_schema=False)
 
-ACTIVE = ("starting", "running", "cancelling")
-STATES = ("queued", *ACTIVE, "succeeded", "failed", "cancelled")
 TABS = ("overview", "charts", "completions", "logs", "spec", "lineage")
 Tab = Literal["overview", "charts", "completions", "logs", "spec", "lineage"]
 PAGE = 50
 MOST_COMPARED = 8
-
-
-@dataclass(frozen=True)
-class Said:
-    """A title with its sentence."""
-
-    title: str
-    text: str
-
-
-@dataclass(frozen=True)
-class View:
-    """A run as its pages show it."""
-
-    id: int
-    project_id: int
-    name: str
-    method: str
-    state: str
-    step: int
-    total: int
-    attempt: int
-    created_at: datetime
-    started_at: datetime | None
-    seconds: float | None
-    """From start to end, or to now."""
-    silent_seconds: float | None
-    """How long the worker has said nothing, if that is too long for *running* to be true."""
-    worker: str | None
-    parent_id: int | None
-    spec: specs.TrainingSpec
-    model: Link | None = None
-    version: Link | None = None
-    decides: views.Change | None = None
-    rate: float | None = None
-    left: float | None = None
-    by: str | None = None
-    checkpoint_step: int | None = None
-    last_seq: int = 0
-    place: int | None = None
-    failure: Said | None = None
-    waits: Said | None = None
-    chosen: bool = False
-
-    @property
-    def active(self) -> bool:
-        """Whether a worker holds it."""
-        return self.state in ACTIVE
-
-    @property
-    def cancellable(self) -> bool:
-        """Whether *Cancel* makes sense."""
-        return self.state in ("queued", "starting", "running")
-
-
-def _views(session: Session, runs: Sequence["Run"], *, whole: bool = False) -> list[View]:
-    """Runs as pages show them; *whole* also reads what only the run's own page shows."""
-    moment = readout.now(session)
-    models = readout.model_links(session, [run.base_model_id for run in runs])
-    versions = readout.version_links(session, [run.dataset_version_id for run in runs])
-    decides = readout.deciding(session, runs)
-    by = readout.submitters(session, runs)
-    saved = readout.last_checkpoints(session, [run.id for run in runs]) if whole else {}
-    made = []
-    for run in runs:
-        now = service.status(session, run.id) if whole else None
-        end = run.finished_at or moment
-        made.append(
-            View(
-                id=run.id,
-                project_id=run.project_id,
-                name=run.name,
-                method=run.method,
-                state=run.state,
-                step=run.progress_step,
-                total=run.total_steps,
-                attempt=run.attempt,
-                created_at=run.queued_at,
-                started_at=run.started_at,
-                seconds=(end - run.started_at).total_seconds() if run.started_at else None,
-                silent_seconds=readout.silent_seconds(run, moment),
-                worker=run.lease_owner,
-                parent_id=run.parent_id,
-                spec=views.parse(run.spec),
-                model=models.get(run.base_model_id),
-                version=versions.get(run.dataset_version_id),
-                decides=decides.get(run.id),
-                rate=now.rate if now else None,
-                left=now.left_seconds if now else None,
-                by=by.get(run.submitted_by_id) if run.submitted_by_id is not None else None,
-                checkpoint_step=saved.get(run.id),
-                last_seq=run.seq,
-                failure=_failure(run),
-                waits=_waits(session, run) if whole and run.state == "queued" else None,
-            )
-        )
-    return made
-
-
-def _failure(run: "Run") -> Said | None:
-    if run.state != "failed":
-        return None
-    kept = (
-        "Its checkpoints and everything it measured are kept."
-        if run.progress_step
-        else "No step was done; the spec is kept."
-    )
-    reason = run.exit_reason or "The recipe ended without saying why."
-    return Said(f"The run failed at step {run.progress_step:,}", " ".join(filter(None, [reason, run.remedy, kept])))
-
-
-def _waits(session: Session, run: "Run") -> Said:
-    place = next((place for place, other in enumerate(readout.queue(session), 1) if other.id == run.id), None)
-    again = f"{run.exit_reason} It resumes from its last checkpoint." if run.exit_reason and run.attempt else ""
-    heard = [one for one in readout.workers(session) if not one.silent and not one.worker.draining]
-    if not heard:
-        return Said("No worker is there", f"The run starts as soon as one comes. {again}".strip())
-    if sum(one.worker.slots - len(one.runs) for one in heard) > 0 and place == 1:
-        return Said("A worker takes it in a moment", again)
-    return Said(
-        f"Place {place} in the queue" if place else "It waits in the queue", f"All slots are busy. {again}".strip()
-    )
-
-
-def _capacity(session: Session) -> dict[str, int]:
-    """Slots of the workers that speak, how many are free, and how many runs wait."""
-    heard = [one for one in readout.workers(session) if not one.silent and not one.worker.draining]
-    total = sum(one.worker.slots for one in heard)
-    return {
-        "total": total,
-        "free": max(0, total - sum(len(one.runs) for one in heard)),
-        "waiting": len(readout.queue(session)),
-    }
 
 
 # ---- the list ----------------------------------------------------------------------------------------------------
@@ -183,7 +48,7 @@ def list_page(
     found = service.list_runs(
         session, actor, project_id, states=[state] if state else [], method=method or None, after=after, limit=PAGE + 1
     )
-    rows = _views(session, found[:PAGE])
+    rows = readout.shown(session, found[:PAGE])
     return render(
         request,
         "runs/list.html",
@@ -311,7 +176,7 @@ def _form(
             "spec": parent.spec if parent is not None and same_method else None,
             "home": f"/projects/{project_id}/runs",
         },
-        "workers": _capacity(session),
+        "workers": readout.capacity(session),
     }
 
 
@@ -330,7 +195,7 @@ def run_page(
 ) -> HTMLResponse:
     """One run: what it does, what it measured, what it wrote, what it was asked, where it came from."""
     found = service.get_run(session, actor, run_id)
-    view = _views(session, [found], whole=True)[0]
+    view = readout.shown(session, [found], whole=True)[0]
     keys = metrics.keys_of(session, run_id)
     steps = service.completion_steps(session, actor, run_id)
     counts = {"charts": len({glossary.bare(key) for key in keys}) or None, "completions": len(steps) or None}
@@ -349,125 +214,22 @@ def run_page(
         "may_launch": actor.may(Permission.ENGINEER, view.project_id),
     }
     if tab == "overview":
-        context |= _overview(session, actor, view, keys, steps)
+        context |= tabs.overview(session, actor, view, keys, steps)
     elif tab == "charts":
         context["groups"] = [
             (name, [(chart, views.lines(chart, run_id)) for chart in charts]) for name, charts in glossary.grouped(keys)
         ]
     elif tab == "completions":
-        context |= _completions(
+        context |= tabs.completions(
             session, actor, run_id, steps, step, int(against) if against.isascii() and against.isdigit() else None
         )
     elif tab == "logs":
         context["lines"] = readout.log(session, run_id)
     elif tab == "spec":
-        context |= _spec(session, actor, view)
+        context |= tabs.spec(session, actor, view)
     else:
-        context |= _lineage(session, actor, view)
+        context |= tabs.lineage(session, actor, view)
     return render(request, "runs/run.html", **context)
-
-
-def _overview(session: Session, actor: Actor, view: View, keys: Sequence[str], steps: Sequence[int]) -> dict[str, Any]:
-    decisive = glossary.DECISIVE[view.method]
-    wanted = (
-        {key for chart in decisive for key, _ in chart.keys}
-        | {key for key in keys if glossary.is_held_out(key)}
-        | {"grad_norm"}
-    )
-    series = readout.points(session, view.id, wanted & set(keys))
-    samples = service.completions(session, actor, view.id, step=steps[-1], limit=64) if steps else []
-    return {
-        "changes": views.changes(view.method, series),
-        "findings": glossary.diagnose(view.method, series, finished=not view.active),
-        "charts": [(chart, views.lines(chart, view.id)) for chart in decisive],
-        "samples": samples,
-        "samples_step": steps[-1] if steps else None,
-        "reward_names": _reward_names(samples),
-        "against": None,
-    }
-
-
-def _reward_names(samples: Sequence[Any]) -> list[str]:
-    return list(dict.fromkeys(name for sample in samples for name in sample.rewards))
-
-
-def _completions(
-    session: Session, actor: Actor, run_id: int, steps: Sequence[int], step: int | None, against: int | None
-) -> dict[str, Any]:
-    if not steps:
-        return {"steps": []}
-    shown = step if step is not None and step in steps else steps[-1]
-    place = steps.index(shown)
-    rows = service.completions(session, actor, run_id, step=shown, limit=64)
-    earlier = None
-    if against is not None and against in steps and against != shown:
-        earlier = {
-            sample.prompt: sample.completion
-            for sample in service.completions(session, actor, run_id, step=against, limit=64)
-        }
-    return {
-        "steps": list(reversed(steps)),
-        "step": shown,
-        "rows": rows,
-        "reward_names": _reward_names(rows),
-        "against": earlier,
-        "against_step": against if earlier is not None else None,
-        "earlier": steps[place - 1] if place else None,
-        "later": steps[place + 1] if place + 1 < len(steps) else None,
-    }
-
-
-@dataclass(frozen=True)
-class SpecRow:
-    """A field of the spec beside its default and the parent's value."""
-
-    indent: str
-    name: str
-    value: str
-    href: str | None
-    default: str
-    changed: bool
-    parent: str
-    parent_changed: bool
-    means: str
-
-
-def _spec(session: Session, actor: Actor, view: View) -> dict[str, Any]:
-    parent = service.get_run(session, actor, view.parent_id) if view.parent_id is not None else None
-    of_parent = {leaf.path: leaf.value for leaf in views.leaves(views.parse(parent.spec))} if parent else {}
-    words = {"base_model": view.model, "dataset": view.version}
-    inherited_words: dict[str, str] = {}
-    if parent is not None:
-        inherited_words = {
-            "base_model": readout.model_links(session, [parent.base_model_id])[parent.base_model_id].label,
-            "dataset": readout.version_links(session, [parent.dataset_version_id])[parent.dataset_version_id].label,
-        }
-    rows = []
-    for leaf in views.leaves(view.spec):
-        link = words.get(leaf.path)
-        inherited = of_parent.get(leaf.path, views.ABSENT)
-        rows.append(
-            SpecRow(
-                leaf.indent,
-                leaf.name,
-                link.label if link else views.said(leaf.value),
-                views.href_of(leaf.path, leaf.value),
-                "none" if leaf.default is views.ABSENT else views.said(leaf.default),
-                leaf.changed,
-                "does not apply"
-                if inherited is views.ABSENT
-                else inherited_words.get(leaf.path) or views.said(inherited),
-                parent is not None and inherited != leaf.value,
-                leaf.means,
-            )
-        )
-    return {
-        "fields": rows,
-        "changed": sum(row.changed for row in rows),
-        "parent_id": parent.id if parent else None,
-        "parent_changed": sum(row.parent_changed for row in rows),
-        "started": readout.started(session, view.id),
-    }
 
 
 @router.get("/runs/{run_id}/spec.json")
@@ -504,8 +266,8 @@ def compare_page(
     """Two to eight runs side by side; the address holds the choice."""
     actor.require(Permission.VIEW, project_id)
     found = [service.get_run(session, actor, run_id) for run_id in _ids(runs or [])[:MOST_COMPARED]]
-    chosen = _views(session, [run for run in found if run.project_id == project_id])
-    recent = _views(session, service.list_runs(session, actor, project_id, limit=30))
+    chosen = readout.shown(session, [run for run in found if run.project_id == project_id])
+    recent = readout.shown(session, service.list_runs(session, actor, project_id, limit=30))
     by_id = {view.id: view for view in [*chosen, *recent]}
     picked = {view.id for view in chosen}
     context: dict[str, Any] = {
@@ -515,128 +277,8 @@ def compare_page(
         "may_launch": actor.may(Permission.ENGINEER, project_id),
     }
     if len(chosen) >= 2:
-        context |= _compared(session, actor, chosen, prompt)
+        context |= comparing.compare(session, actor, chosen, prompt)
     return render(request, "runs/compare.html", **context)
-
-
-def _compared(session: Session, actor: Actor, chosen: Sequence[View], prompt: int) -> dict[str, Any]:
-    named: dict[tuple[str, int], str] = {}
-    for view in chosen:
-        if view.model:
-            named["base_model", view.model.id] = view.model.label
-        if view.version:
-            named["dataset", view.version.id] = view.version.label
-    differing, count = views.differences([view.spec for view in chosen], named)
-    measured = {view.id: metrics.keys_of(session, view.id) for view in chosen}
-    held_out = {
-        view.id: readout.points(session, view.id, [key for key in measured[view.id] if glossary.is_held_out(key)])
-        for view in chosen
-    }
-    charts = []
-    for chart in views.overlaid([view.method for view in chosen]):
-        key = chart.keys[0][0]
-        if any(key in keys for keys in measured.values()):
-            charts.append(
-                (
-                    chart,
-                    [
-                        {
-                            "run": view.id,
-                            "key": key,
-                            "label": f"#{view.id}",
-                            "slot": slot,
-                            "held_out": glossary.is_held_out(key),
-                        }
-                        for slot, view in enumerate(chosen, 1)
-                    ],
-                )
-            )
-    return {
-        "differing": differing,
-        "field_count": count,
-        "charts": charts,
-        "live": any(view.active for view in chosen),
-        "finals": views.finals([(view.method, held_out[view.id], view.active) for view in chosen]),
-        "same_address": "?" + urlencode({"runs": ",".join(str(view.id) for view in chosen)}),
-        **_same_prompt(session, actor, chosen, prompt),
-    }
-
-
-@dataclass(frozen=True)
-class Beside:
-    """One run's completion of the shared prompt."""
-
-    run_id: int
-    step: int
-    text: str | None = None
-    tokens: int = 0
-    ended: bool = True
-
-
-def _same_prompt(session: Session, actor: Actor, chosen: Sequence[View], wanted: int) -> dict[str, Any]:
-    last: dict[int, tuple[int, dict[str, Any]]] = {}
-    for view in chosen:
-        steps = service.completion_steps(session, actor, view.id)
-        samples = service.completions(session, actor, view.id, step=steps[-1], limit=64) if steps else []
-        last[view.id] = (steps[-1] if steps else 0, {sample.prompt: sample for sample in samples})
-    prompts = list(dict.fromkeys(text for _, by_prompt in last.values() for text in by_prompt))
-    shared = [text for text in prompts if sum(text in by_prompt for _, by_prompt in last.values()) > 1]
-    if not shared:
-        return {"prompt": None, "prompt_index": 0, "prompt_count": 0, "samples": []}
-    index = max(0, min(wanted, len(shared) - 1))
-    beside = []
-    for view in chosen:
-        step, by_prompt = last[view.id]
-        sample = by_prompt.get(shared[index])
-        beside.append(
-            Beside(view.id, step)
-            if sample is None
-            else Beside(view.id, step, sample.completion, sample.tokens, sample.ended)
-        )
-    return {"prompt": shared[index], "prompt_index": index, "prompt_count": len(shared), "samples": beside}
-
-
-def _lineage(session: Session, actor: Actor, view: View) -> dict[str, Any]:
-    """What the run learned from, what it started from, what it made."""
-    sources = []
-    words: list[dict[str, str | None]] = [{"text": f"Run #{view.id} started from ", "href": None}]
-    if view.model:
-        sources.append(("model", view.model.label, view.model.sub, f"/models/{view.model.id}"))
-        words.append({"text": view.model.label, "href": f"/models/{view.model.id}"})
-    words.append({"text": " and learned from ", "href": None})
-    if view.version:
-        sources.append(("data", view.version.label, view.version.sub, f"/versions/{view.version.id}"))
-        words.append({"text": view.version.label, "href": f"/versions/{view.version.id}"})
-        words.append({"text": f" ({view.version.sub})", "href": None})
-    if view.parent_id is not None:
-        sources.append(("run", f"#{view.parent_id}", "cloned from", f"/runs/{view.parent_id}"))
-        words.append({"text": "; its spec was cloned from ", "href": None})
-        words.append({"text": f"#{view.parent_id}", "href": f"/runs/{view.parent_id}"})
-    models = readout.models_made(session, view.id)
-    words.append(
-        {
-            "text": ". It made "
-            if models
-            else ". It has made no model yet."
-            if view.active or view.state == "queued"
-            else ". It made no model.",
-            "href": None,
-        }
-    )
-    for index, model in enumerate(models):
-        words.append({"text": ", " if index else "", "href": None})
-        words.append({"text": model.label, "href": f"/models/{model.id}"})
-    if models:
-        words.append({"text": ".", "href": None})
-    return {
-        "graph": views.draw(
-            (f"#{view.id} {view.method}", view.state, f"/runs/{view.id}"),
-            sources,
-            [(model.label, model.sub, f"/models/{model.id}") for model in models[-6:]],
-        ),
-        "words": words,
-        "checkpoints": service.checkpoints(session, actor, view.id),
-    }
 
 
 # ---- workers -----------------------------------------------------------------------------------------------------

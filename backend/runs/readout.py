@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from backend.accounts import service as accounts
 from backend.datasets.tables import Dataset, DatasetVersion
 from backend.registry.tables import Model
-from backend.runs import glossary, metrics, service, views
+from backend.runs import glossary, metrics, service, specs, views
 from backend.runs.lifecycle import LEASED
 from backend.runs.tables import MetricKey, MetricPoint, Run, RunCheckpoint, RunEvent, Worker
 
@@ -186,3 +186,139 @@ def silent_seconds(run: Run, moment: datetime) -> float | None:
         return None
     seconds = (moment - run.heard_at).total_seconds()
     return seconds if seconds > service.SILENT_SECONDS else None
+
+
+# ---- runs as pages show them ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Said:
+    """A title with its sentence."""
+
+    title: str
+    text: str
+
+
+@dataclass(frozen=True)
+class View:
+    """A run as its pages show it."""
+
+    id: int
+    project_id: int
+    name: str
+    method: str
+    state: str
+    step: int
+    total: int
+    attempt: int
+    created_at: datetime
+    started_at: datetime | None
+    seconds: float | None
+    """From start to end, or to now."""
+    silent_seconds: float | None
+    """How long the worker has said nothing, if that is too long for *running* to be true."""
+    worker: str | None
+    parent_id: int | None
+    spec: specs.TrainingSpec
+    model: Link | None = None
+    version: Link | None = None
+    decides: views.Change | None = None
+    rate: float | None = None
+    left: float | None = None
+    by: str | None = None
+    checkpoint_step: int | None = None
+    last_seq: int = 0
+    place: int | None = None
+    failure: Said | None = None
+    waits: Said | None = None
+    chosen: bool = False
+
+    @property
+    def active(self) -> bool:
+        """Whether a worker holds it."""
+        return self.state in LEASED
+
+    @property
+    def cancellable(self) -> bool:
+        """Whether *Cancel* makes sense."""
+        return self.state in ("queued", "starting", "running")
+
+
+def shown(session: Session, runs: Sequence[Run], *, whole: bool = False) -> list[View]:
+    """Runs as pages show them; *whole* also reads what only the run's own page shows."""
+    moment = now(session)
+    models = model_links(session, [run.base_model_id for run in runs])
+    versions = version_links(session, [run.dataset_version_id for run in runs])
+    decides = deciding(session, runs)
+    by = submitters(session, runs)
+    saved = last_checkpoints(session, [run.id for run in runs]) if whole else {}
+    made = []
+    for run in runs:
+        pace_now = service.status(session, run.id) if whole else None
+        end = run.finished_at or moment
+        made.append(
+            View(
+                id=run.id,
+                project_id=run.project_id,
+                name=run.name,
+                method=run.method,
+                state=run.state,
+                step=run.progress_step,
+                total=run.total_steps,
+                attempt=run.attempt,
+                created_at=run.queued_at,
+                started_at=run.started_at,
+                seconds=(end - run.started_at).total_seconds() if run.started_at else None,
+                silent_seconds=silent_seconds(run, moment),
+                worker=run.lease_owner,
+                parent_id=run.parent_id,
+                spec=views.parse(run.spec),
+                model=models.get(run.base_model_id),
+                version=versions.get(run.dataset_version_id),
+                decides=decides.get(run.id),
+                rate=pace_now.rate if pace_now else None,
+                left=pace_now.left_seconds if pace_now else None,
+                by=by.get(run.submitted_by_id) if run.submitted_by_id is not None else None,
+                checkpoint_step=saved.get(run.id),
+                last_seq=run.seq,
+                failure=_failure(run),
+                waits=_waits(session, run) if whole and run.state == "queued" else None,
+            )
+        )
+    return made
+
+
+def _failure(run: Run) -> Said | None:
+    if run.state != "failed":
+        return None
+    kept = (
+        "Its checkpoints and everything it measured are kept."
+        if run.progress_step
+        else "No step was done; the spec is kept."
+    )
+    reason = run.exit_reason or "The recipe ended without saying why."
+    return Said(f"The run failed at step {run.progress_step:,}", " ".join(filter(None, [reason, run.remedy, kept])))
+
+
+def _waits(session: Session, run: Run) -> Said:
+    place = next((place for place, other in enumerate(queue(session), 1) if other.id == run.id), None)
+    again = f"{run.exit_reason} It resumes from its last checkpoint." if run.exit_reason and run.attempt else ""
+    slots = capacity(session)
+    if not slots["total"]:
+        return Said("No worker is there", f"The run starts as soon as one comes. {again}".strip())
+    if slots["free"] and place == 1:
+        return Said("A worker takes it in a moment", again)
+    return Said(
+        f"Place {place} in the queue" if place else "It waits in the queue", f"All slots are busy. {again}".strip()
+    )
+
+
+def capacity(session: Session) -> dict[str, int]:
+    """Slots of the workers that speak, how many are free, and how many runs wait."""
+    heard = [one for one in workers(session) if not one.silent and not one.worker.draining]
+    total = sum(one.worker.slots for one in heard)
+    return {
+        "total": total,
+        "free": max(0, total - sum(len(one.runs) for one in heard)),
+        "waiting": len(queue(session)),
+    }

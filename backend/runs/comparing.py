@@ -1,0 +1,90 @@
+"""Several runs side by side: what they were asked that differs, what they measured, what they wrote to the same prompt."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlencode
+
+from sqlalchemy.orm import Session
+
+from backend.accounts.actors import Actor
+from backend.runs import glossary, metrics, readout, service, views
+from backend.runs.readout import View
+
+
+def compare(session: Session, actor: Actor, chosen: Sequence[View], prompt: int) -> dict[str, Any]:
+    """What the page shows of two or more *chosen* runs; *prompt* counts from 0 among the prompts that they share."""
+    named: dict[tuple[str, int], str] = {}
+    for view in chosen:
+        if view.model:
+            named["base_model", view.model.id] = view.model.label
+        if view.version:
+            named["dataset", view.version.id] = view.version.label
+    differing, count = views.differences([view.spec for view in chosen], named)
+    measured = {view.id: metrics.keys_of(session, view.id) for view in chosen}
+    held_out = {
+        view.id: readout.points(session, view.id, [key for key in measured[view.id] if glossary.is_held_out(key)])
+        for view in chosen
+    }
+    charts = []
+    for chart in views.overlaid([view.method for view in chosen]):
+        key = chart.keys[0][0]
+        if any(key in keys for keys in measured.values()):
+            charts.append(
+                (
+                    chart,
+                    [
+                        {
+                            "run": view.id,
+                            "key": key,
+                            "label": f"#{view.id}",
+                            "slot": slot,
+                            "held_out": glossary.is_held_out(key),
+                        }
+                        for slot, view in enumerate(chosen, 1)
+                    ],
+                )
+            )
+    return {
+        "differing": differing,
+        "field_count": count,
+        "charts": charts,
+        "live": any(view.active for view in chosen),
+        "finals": views.finals([(view.method, held_out[view.id], view.active) for view in chosen]),
+        "same_address": "?" + urlencode({"runs": ",".join(str(view.id) for view in chosen)}),
+        **_same_prompt(session, actor, chosen, prompt),
+    }
+
+
+@dataclass(frozen=True)
+class Beside:
+    """One run's completion of the shared prompt."""
+
+    run_id: int
+    step: int
+    text: str | None = None
+    tokens: int = 0
+    ended: bool = True
+
+
+def _same_prompt(session: Session, actor: Actor, chosen: Sequence[View], wanted: int) -> dict[str, Any]:
+    last: dict[int, tuple[int, dict[str, Any]]] = {}
+    for view in chosen:
+        steps = service.completion_steps(session, actor, view.id)
+        samples = service.completions(session, actor, view.id, step=steps[-1], limit=64) if steps else []
+        last[view.id] = (steps[-1] if steps else 0, {sample.prompt: sample for sample in samples})
+    prompts = list(dict.fromkeys(text for _, by_prompt in last.values() for text in by_prompt))
+    shared = [text for text in prompts if sum(text in by_prompt for _, by_prompt in last.values()) > 1]
+    if not shared:
+        return {"prompt": None, "prompt_index": 0, "prompt_count": 0, "samples": []}
+    index = max(0, min(wanted, len(shared) - 1))
+    beside = []
+    for view in chosen:
+        step, by_prompt = last[view.id]
+        sample = by_prompt.get(shared[index])
+        beside.append(
+            Beside(view.id, step)
+            if sample is None
+            else Beside(view.id, step, sample.completion, sample.tokens, sample.ended)
+        )
+    return {"prompt": shared[index], "prompt_index": index, "prompt_count": len(shared), "samples": beside}
