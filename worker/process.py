@@ -28,6 +28,7 @@ from pydantic import ValidationError
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.orm import Session
 
+import backend.schema  # noqa: F401  # a run's keys lead to tables of every part, and all must be known
 from backend.artifacts import Artifacts, FileEntry, Manifest, sha256_of
 from backend.db import Sessions, unit_of_work
 from backend.embedded import dies_with_parent
@@ -106,6 +107,12 @@ def is_gone(where: str) -> bool:
         return place(int(pid)) != where or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+
+
+def mark_of(sessions: Sessions, run_id: int, fence: int) -> str:
+    """What the processes of one attempt carry; it names the studio too, for two of them can share a machine."""
+    url = sessions.kw["bind"].url
+    return f"{url.host}:{url.port}/{url.database}#{run_id}.{fence}"
 
 
 def sweep(mark: str) -> int:
@@ -202,7 +209,7 @@ class Attempt:
         self._sessions, self._claimed, self._how = sessions, claimed, how
         self._artifacts: Artifacts = sessions.kw["info"]["artifacts"]
         self.folder = how.home.resolve() / "runs" / str(claimed.run_id) / f"a{claimed.attempt}"
-        self.mark = f"{claimed.run_id}.{claimed.fence}"
+        self.mark = mark_of(sessions, claimed.run_id, claimed.fence)
         self._lost = threading.Event()
         self._cancel = threading.Event()
         self._over = threading.Event()  # the child has ended: the follower reads to the end and stops
@@ -582,7 +589,7 @@ def bury_dead(sessions: Sessions, worker: str, *, pause_seconds: float) -> int:
     buried = 0
     for run_id, fence, where in held:
         if is_gone(where):
-            sweep(f"{run_id}.{fence}")
+            sweep(mark_of(sessions, run_id, fence))
             with unit_of_work(sessions) as session:
                 service.give_up(session, run_id, fence, "Its worker process ended.", pause_seconds=pause_seconds)
             buried += 1
