@@ -25,7 +25,8 @@ from typing import Any, TypeVar
 
 import psutil
 from pydantic import ValidationError
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy import text
+from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
 from sqlalchemy.orm import Session
 
 import backend.schema  # noqa: F401  # a run's keys lead to tables of every part, and all must be known
@@ -39,6 +40,7 @@ from backend.runs.specs import Launch
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+UNREACHABLE = (OperationalError, InterfaceError, InternalError)
 
 RECIPES: tuple[str, ...] = (sys.executable, "-m", "worker.recipes")
 CANNOT_WORK = 78
@@ -225,6 +227,11 @@ class Attempt:
     @contextmanager
     def _unit(self) -> Iterator[Session]:
         with unit_of_work(self._sessions) as session:
+            # a process that is frozen in mid-transaction must not hold the run's row for longer than its lease
+            session.execute(
+                text("select set_config('idle_in_transaction_session_timeout', :milliseconds, true)"),
+                {"milliseconds": str(int(self._how.lease_seconds * 500))},
+            )
             yield session
 
     def _insist(self, work: Callable[[Session], T]) -> T:
@@ -237,7 +244,7 @@ class Attempt:
             except LeaseLost as error:
                 self._lost.set()
                 raise _Stopped(str(error)) from error
-            except (OperationalError, InterfaceError) as error:
+            except UNREACHABLE as error:
                 if self._lost.is_set():
                     raise _Stopped(str(error)) from error
                 log.warning("run %s: the database does not answer, trying again: %s", self._claimed.run_id, error.orig)
@@ -254,7 +261,7 @@ class Attempt:
             except LeaseLost:
                 self._lost.set()
                 return
-            except (OperationalError, InterfaceError) as error:
+            except UNREACHABLE as error:
                 log.warning("run %s: no heartbeat: %s", claimed.run_id, error.orig)
 
     def _follow(self) -> None:
