@@ -228,7 +228,6 @@ class View:
     by: str | None = None
     checkpoint_step: int | None = None
     last_seq: int = 0
-    place: int | None = None
     failure: Said | None = None
     waits: Said | None = None
     chosen: bool = False
