@@ -21,7 +21,7 @@ from backend.projects.service import ProjectName
 from backend.runs import metrics, service
 from backend.runs.tables import Run
 from tests.backend.runs.material import Material, hello, make_material, state_of, submit
-from worker.process import MARK, Supervision, bury_dead, execute_next, is_gone, place
+from worker.process import MARK, Supervision, bury_dead, execute_next, is_gone, mark_of, place
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, str(ROOT / "tests/worker/fake_recipe.py")]
@@ -118,12 +118,13 @@ def attempts(sessions: Sessions, run_id: int) -> int:
         return session.get_one(Run, run_id).attempt
 
 
-def marked(run_id: int) -> list[int]:
+def marked(sessions: Sessions, run_id: int) -> list[int]:
     """Processes of the run that live."""
+    start = mark_of(sessions, run_id, 0).removesuffix("0")
     found = []
     for process in psutil.process_iter():
         try:
-            if process.environ().get(MARK, "").startswith(f"{run_id}.") and process.status() != psutil.STATUS_ZOMBIE:
+            if process.environ().get(MARK, "").startswith(start) and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process.pid)
         except (psutil.Error, OSError):
             continue
@@ -215,14 +216,14 @@ def test_cancel_frees_everything(
     run_id = submit(sessions, engineer, material, steps=2000)
     supervisor = apart()
     wait_for_step(sessions, run_id, 11)
-    assert len(marked(run_id)) == 2
+    assert len(marked(sessions, run_id)) == 2
     with unit_of_work(sessions) as session:
         service.cancel_run(session, engineer, run_id)
     asked = time.monotonic()
     wait_until(lambda: state_of(sessions, run_id) == "cancelled", "cancelled", 30)
     assert time.monotonic() - asked < 10
     assert supervisor.said() == "cancelled"
-    assert marked(run_id) == []
+    assert marked(sessions, run_id) == []
 
 
 def test_drain_saves_and_gives_back(
@@ -268,7 +269,7 @@ def test_killed_supervisor_takes_its_child_along_and_is_buried(
     supervisor.process.wait()
     wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, "the child's death", 5)
     assert bury_dead(sessions, "gpu-1", pause_seconds=0) == 1
-    wait_until(lambda: marked(run_id) == [], "nothing of it is left", 5)
+    wait_until(lambda: marked(sessions, run_id) == [], "nothing of it is left", 5)
     assert execute_next(sessions, "gpu-1", how) == "succeeded"
     assert curve(sessions, run_id) == expected(40)
 
