@@ -190,9 +190,15 @@ def migrate(revision: Annotated[str, typer.Option(help="Revision to go to.")] = 
 @app.command()
 def demo() -> None:
     """Do by command what a person would do in the browser: judgments → version → SFT → reward model → DPO."""
-    from backend.demo import walk
+    from backend.demo import seed, walk
 
-    raise typer.Exit(walk.main(_local_address(), _database_url()))
+    with _database() as session:
+        guests = walk.let_in(session)
+    if guests is None:
+        typer.secho(f"The demo project “{seed.PROJECT}” is not there.", fg="red", err=True)
+        typer.echo("→ `studio up` makes it on the first start, unless it was told not to.", err=True)
+        raise typer.Exit(4)
+    raise typer.Exit(walk.main(_local_address(), guests))
 
 
 @app.command()

@@ -14,7 +14,6 @@ from sqlalchemy.orm import Session
 from backend.accounts import service as accounts
 from backend.accounts.actors import Permission, Role
 from backend.client import FINISHED, Studio
-from backend.db import connect, make_sessions, unit_of_work
 from backend.demo import corpus, seed, specs
 from backend.projects import service as projects
 
@@ -25,9 +24,10 @@ CARELESS = 0.05
 Json = dict[str, Any]
 
 
-class Tokens(NamedTuple):
-    """API tokens, good for a day, of the people of the demo."""
+class Guests(NamedTuple):
+    """API tokens, good for a day, of the people of the demo, and the project they work in."""
 
+    project_id: int
     engineer: str
     annotators: list[str]
 
@@ -42,36 +42,33 @@ class Result(NamedTuple):
     seconds: float
 
 
-def let_in(session: Session, project_id: int) -> Tokens:
-    """Tokens for an engineer and two annotators, who are made at the first call; nobody can sign in as them."""
+def let_in(session: Session) -> Guests | None:
+    """Let an engineer and two annotators into the demo project; they are made at the first call, and nobody can sign in as them.
+
+    ``None`` if the demo project is not there.
+    """
+    project_id = projects.find_project(session, seed.PROJECT)
+    if project_id is None:
+        return None
 
     def token(name: str, role: Role, scopes: list[Permission]) -> str:
-        person = accounts.find_person(session, f"{name.lower()}@demo.localhost")
-        person = person or accounts.add_person(session, name, f"{name.lower()}@demo.localhost")
+        email = f"{name.lower()}@demo.localhost"
+        person = accounts.find_person(session, email) or accounts.add_person(session, name, email)
         accounts.set_role(session, project_id, person.id, role)
         return accounts.create_token(session, accounts.actor_of(session, person.id), "studio demo", scopes, 1)[1]
 
     engineer = token("Heron", Role.ENGINEER, [Permission.VIEW, Permission.ENGINEER])
-    return Tokens(engineer, [token(name, Role.ANNOTATOR, [Permission.JUDGE]) for name in ("Wren", "Finch")])
+    return Guests(project_id, engineer, [token(name, Role.ANNOTATOR, [Permission.JUDGE]) for name in ("Wren", "Finch")])
 
 
-def main(url: str, database_url: str) -> int:
-    """Walk the loop on the studio at *url*; returns the exit code."""
-    engine = connect(database_url)
-    try:
-        with unit_of_work(make_sessions(engine)) as session:
-            project_id = projects.find_project(session, seed.PROJECT)
-            if project_id is None:
-                print(f"The project “{seed.PROJECT}” is gone; `studio demo` works in it.")
-                return 1
-            tokens = let_in(session, project_id)
-    finally:
-        engine.dispose()
-    with Studio(url, tokens.engineer) as studio:
-        return _walk(studio, tokens, project_id)
+def main(url: str, guests: Guests) -> int:
+    """Walk the loop on the studio at *url*; returns the exit code: 0 if every held-out figure improved."""
+    with Studio(url, guests.engineer) as studio:
+        return _walk(studio, guests)
 
 
-def _walk(studio: Studio, tokens: Tokens, project_id: int) -> int:
+def _walk(studio: Studio, guests: Guests) -> int:
+    project_id = guests.project_id
     stamp = time.strftime("%Y-%m-%d %H:%M:%S")
     base = next(model for model in studio.models(project_id) if model["name"] == seed.BASE_MODEL)
     demonstrations = _newest_version(studio, project_id, seed.DEMONSTRATIONS)
@@ -88,7 +85,7 @@ def _walk(studio: Studio, tokens: Tokens, project_id: int) -> int:
             for question in questions
         ],
     )
-    judged = sum(judge_all(studio.url, token, session["id"], number) for number, token in enumerate(tokens.annotators))
+    judged = sum(judge_all(studio.url, token, session["id"], number) for number, token in enumerate(guests.annotators))
     _say("", f"{judged} judgments   {studio.url}/labeling/{session['id']}")
 
     frozen = studio.freeze(session["id"], f"Support tone, demo of {stamp}", {"rule": "majority", "ties": "drop"})

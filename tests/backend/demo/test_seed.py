@@ -1,0 +1,38 @@
+from sqlalchemy import func, select
+
+from backend.accounts import service as accounts
+from backend.accounts.actors import Actor
+from backend.datasets import service as datasets
+from backend.db import Sessions, unit_of_work
+from backend.demo import seed
+from backend.labeling import service as labeling
+from backend.projects import service as projects
+from backend.projects.tables import Project
+from backend.registry import service as registry
+from backend.settings import Settings
+
+
+def test_the_demo_project_is_made_once_and_has_everything_a_first_run_needs(
+    sessions: Sessions, settings: Settings
+) -> None:
+    assert seed.ensure(sessions, settings)
+    assert not seed.ensure(sessions, settings), "a second start must not make it again"
+    anybody = Actor(0, "admin", is_admin=True)
+    with unit_of_work(sessions) as session:
+        assert session.scalar(select(func.count()).select_from(Project)) == 1
+        project_id = projects.find_project(session, seed.PROJECT)
+        assert project_id is not None
+        (model,) = registry.list_models(session, anybody, project_id)
+        assert model.name == seed.BASE_MODEL and model.parameters > 300_000
+        types = {version.row_type for version in datasets.list_project_versions(session, anybody, project_id)}
+        assert types == {"prompt_completion", "preference", "prompt_only"}
+        ((session_made, judged),) = labeling.list_sessions(session, anybody, project_id)
+        assert session_made.name == seed.LABELING_SESSION and judged == 0
+
+
+def test_seeding_lets_nobody_in(sessions: Sessions, settings: Settings) -> None:
+    seed.ensure(sessions, settings)
+    with unit_of_work(sessions) as session:
+        assert not accounts.has_admin(session), "whoever holds the setup link must still become the first admin"
+        person = accounts.find_person(session, "studio@localhost")
+        assert person is not None and not person.is_active and person.password_hash is None
