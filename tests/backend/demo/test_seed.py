@@ -23,11 +23,13 @@ def test_the_demo_project_is_made_once_and_has_everything_a_first_run_needs(
         project_id = projects.find_project(session, seed.PROJECT)
         assert project_id is not None
         (model,) = registry.list_models(session, anybody, project_id)
-        assert model.name == seed.BASE_MODEL and model.parameters > 300_000
+        assert model.name == seed.BASE_MODEL
+        assert model.parameters > 300_000
         types = {version.row_type for version in datasets.list_project_versions(session, anybody, project_id)}
         assert types == {"prompt_completion", "preference", "prompt_only"}
         ((session_made, judged),) = labeling.list_sessions(session, anybody, project_id)
-        assert session_made.name == seed.LABELING_SESSION and judged == 0
+        assert session_made.name == seed.LABELING_SESSION
+        assert judged == 0
 
 
 def test_seeding_lets_nobody_in(sessions: Sessions, settings: Settings) -> None:
@@ -35,4 +37,6 @@ def test_seeding_lets_nobody_in(sessions: Sessions, settings: Settings) -> None:
     with unit_of_work(sessions) as session:
         assert not accounts.has_admin(session), "whoever holds the setup link must still become the first admin"
         person = accounts.find_person(session, "studio@localhost")
-        assert person is not None and not person.is_active and person.password_hash is None
+        assert person is not None
+        assert not person.is_active
+        assert person.password_hash is None

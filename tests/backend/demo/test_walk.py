@@ -16,7 +16,8 @@ def test_the_guests_may_do_their_work_and_no_more(sessions: Sessions, settings: 
         assert {model["name"] for model in studio.models(guests.project_id)} == {seed.BASE_MODEL}
     with unit_of_work(sessions) as session:
         again = walk.let_in(session)
-    assert again is not None and again.project_id == guests.project_id, "the same people, new tokens"
+    assert again is not None
+    assert again.project_id == guests.project_id
 
 
 def test_a_scripted_annotator_judges_until_nothing_is_left(sessions: Sessions, settings: Settings, served: str) -> None:
