@@ -24,22 +24,27 @@ from tests.worker.running import Attempt, launch, run, write_rows
 
 STEPS = 12
 
-_SMALL: dict[str, Any] = {
-    "base_model": 1,
-    "dataset": 1,
-    "max_length": 96,
-    "seed": 3,
-    "optimization": Optimization(steps=STEPS, batch_size=8, learning_rate=1e-3, warmup_steps=2),
-    "evaluation": Evaluation(every_steps=5, max_rows=16, completions=2, max_new_tokens=24),
-    "checkpoints": Checkpoints(every_steps=4, keep=2),
-}
+
+def _small(learning_rate: float) -> dict[str, Any]:
+    return {
+        "base_model": 1,
+        "dataset": 1,
+        "max_length": 96,
+        "seed": 3,
+        "optimization": Optimization(steps=STEPS, batch_size=8, learning_rate=learning_rate, warmup_steps=2),
+        "evaluation": Evaluation(every_steps=5, max_rows=16, completions=2, max_new_tokens=24),
+        "checkpoints": Checkpoints(every_steps=4, keep=2),
+    }
+
+
+_SMALL = _small(1e-3)
 
 SPECS: dict[str, TrainingSpec] = {
     "sft": SFTSpec(**_SMALL),
     "sft_lora": SFTSpec(**_SMALL, weights=LoRA(rank=4, dropout=0.2)),
     "reward": RewardSpec(**_SMALL, use_margin=True),
-    "dpo": DPOSpec(**_SMALL, beta=0.5),
-    "ipo_lora": DPOSpec(**_SMALL, loss=IPO(), beta=0.5, weights=LoRA(rank=4, dropout=0.2)),
+    "dpo": DPOSpec(**_small(1e-4), beta=0.5),
+    "ipo_lora": DPOSpec(**_small(5e-4), loss=IPO(), beta=5, weights=LoRA(rank=4, dropout=0.2)),
 }
 
 

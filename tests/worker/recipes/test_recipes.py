@@ -66,6 +66,17 @@ class TestEveryMethod:
         lines = [e for e in finished(name).events("metrics") if "eval_loss" in e["values"]]
         assert len(lines) == len(evaluated)  # none twice
 
+    def test_it_learns_what_is_held_out(self, finished: Finished, name: str) -> None:
+        """A dozen steps; three seeds of the demo's own specs are in ``tests/benchmarks/learning.py``."""
+        before, after = (finished(name).metrics()[step] for step in (0, STEPS))
+        if name == "reward":
+            assert after["eval_accuracy"] > max(0.8, before["eval_accuracy"])
+        if "sft" in name or name == "reward":
+            assert after["eval_loss"] < before["eval_loss"]
+        else:  # after a dozen steps a few hard pairs still swing the mean loss; most are on the right side
+            assert before["eval_rewards/accuracies"] == 0
+            assert after["eval_rewards/accuracies"] >= 0.6
+
     def test_the_same_texts_are_shown_at_every_evaluation(self, finished: Finished, name: str) -> None:
         shown = finished(name).events("completions")
         assert [event["step"] for event in shown] == [0, 5, 10, STEPS]
@@ -140,21 +151,19 @@ def test_a_stopped_run_saves_and_goes_on_as_if_nothing_had_happened(
 def test_a_request_during_a_long_generation_is_answered_quickly(world: World, tmp_path: Path) -> None:
     """A thousand forced tokens per text take a minute; the request arrives while the first are being written."""
     slow = Evaluation(every_steps=1, max_rows=16, completions=64, max_new_tokens=1500)
-    base = tmp_path / "base"
-    shutil.copytree(BASE, base)
-    template = (base / "chat_template.jinja").read_text()
-    assert "<|im_end|>" in template
     spec = SPECS["sft"].model_copy(update={"evaluation": slow, "max_length": 2048})
     # at a huge learning rate the model forgets how to end
     spec = spec.model_copy(update={"optimization": Optimization(steps=5, batch_size=8, learning_rate=1.0)})
     attempt = Attempt(world.launch(tmp_path / "run", spec))
     attempt.wait_for("metrics", 1)
-    time.sleep(1.5)  # into the evaluation after step 1, which is then under way for half a minute
+    while "eval_loss" not in attempt.metrics()[1]:  # said just before the texts are written
+        assert attempt.process.poll() is None, attempt.log()
+        time.sleep(0.01)
     assert not [event for event in attempt.events("completions") if event["step"] == 1]
     asked = time.monotonic()
     attempt.process.send_signal(signal.SIGTERM)
     assert attempt.finish(timeout=30) == 0
-    assert time.monotonic() - asked < 8
+    assert time.monotonic() - asked < 15
     end = attempt.events()[-1]
     assert (end["outcome"], end["step"]) == ("stopped", 1)
     assert (attempt.folder / "checkpoints" / "step-1" / "manifest.json").exists()
