@@ -51,7 +51,7 @@ class Shell:
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """``judge``, ``labeling``, ``datasets``, ``runs``, ``running``, ``models``, ``silent``; absent means unknown."""
+        """``judge``, ``labeling``, ``datasets``, ``runs``, ``running``, ``queued``, ``models``, ``silent``; absent means unknown."""
         if self._counts is None:
             self._counts = {}
             for count in self._counters if self.project else ():

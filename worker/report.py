@@ -103,6 +103,11 @@ class Report:
             for key, value in values.items()
             if isinstance(value, int | float) and key not in _UNSAID and not key.startswith("train_")
         }
+        for prefix in ("", "eval_"):
+            # Accuracy counts strict wins. Before the first update the policy is its reference: no win and a mean margin of
+            # exactly 0 say that every pair is a tie, which is a coin (0.5), not a policy that is always wrong (0).
+            if numbers.get(f"{prefix}rewards/accuracies") == 0 == numbers.get(f"{prefix}rewards/margins"):
+                numbers[f"{prefix}rewards/accuracies"] = 0.5
         if numbers:
             self.say(Metrics(step=step, values=numbers))
 

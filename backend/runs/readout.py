@@ -165,7 +165,7 @@ class Speaking:
 def workers(session: Session) -> list[Speaking]:
     """Workers heard within a day, or that hold runs, with what they do."""
     found = [Speaking(worker, seconds, runs) for worker, seconds, runs in service.list_workers(session)]
-    return [one for one in found if one.heard_seconds < 86400 or one.runs]
+    return [one for one in found if one.heard_seconds < service.FORGOTTEN_SECONDS or one.runs]
 
 
 def queue(session: Session) -> Sequence[Run]:

@@ -229,11 +229,15 @@ def list_runs(
 
 
 def rail_counts(session: Session, actor: Actor, project_id: int) -> dict[str, int]:
-    """Runs on a worker and workers that fell silent, for the rail."""
+    """All runs, those on a worker, those that wait, and workers that fell silent, for the rail and the home page."""
     if not actor.may(Permission.VIEW, project_id):
         return {}
-    running = select(func.count()).select_from(Run).where(Run.project_id == project_id, Run.lease_owner.is_not(None))
-    return {"running": session.scalar(running) or 0}
+    waiting = func.count().filter(Run.state == "queued")
+    mine = select(func.count(), func.count(Run.lease_owner), waiting).where(Run.project_id == project_id)
+    quiet = func.extract("epoch", NOW - Worker.heard_at)
+    silent = select(func.count()).select_from(Worker).where(quiet.between(SILENT_SECONDS, FORGOTTEN_SECONDS))
+    runs, running, queued = session.execute(mine).one()
+    return {"runs": runs, "running": running, "queued": queued, "silent": session.scalar(silent) or 0}
 
 
 def models_of(session: Session, run: Run) -> list[Model]:
@@ -282,6 +286,8 @@ from run r left join run_attempt a on a.run_id = r.id and a.attempt = r.attempt 
 """)
 
 SILENT_SECONDS = 25.0
+FORGOTTEN_SECONDS = 86400.0
+"""A worker that was not heard for a day and holds nothing is gone, not silent."""
 
 
 def status(session: Session, run_id: int) -> Status:

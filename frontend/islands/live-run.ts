@@ -37,6 +37,7 @@ class LiveRun extends HTMLElement {
   #state = "";
   #attempt = 0;
   #due: ReturnType<typeof setTimeout> | undefined;
+  #last: RunEvent | null = null;
 
   connectedCallback(): void {
     this.#state = this.dataset.state ?? "";
@@ -69,7 +70,13 @@ class LiveRun extends HTMLElement {
   /** Parts that the server words (diagnosis, before and after, completions) are asked for again, at most every 1.5 s. */
   #soon(): void {
     clearTimeout(this.#due);
-    this.#due = setTimeout(() => void refresh(), 1500);
+    this.#due = setTimeout(() => void this.#refresh(), 1500);
+  }
+
+  /** The fetched page may be older than the last event: steps never run backward. */
+  async #refresh(): Promise<void> {
+    await refresh();
+    if (this.#last && !TERMINAL.includes(this.#last.state)) this.#head(this.#last);
   }
 
   #connection(connection: Connection): void {
@@ -87,6 +94,23 @@ class LiveRun extends HTMLElement {
       this.#attempt = run.attempt;
       if (run.attempt > 1) store.reload(Number(this.dataset.run));
     }
+    this.#last = run;
+    this.#head(run);
+    if (run.state !== this.#state) {
+      this.#state = run.state;
+      // Buttons, notices and facts depend on the state: the server words them.
+      clearTimeout(this.#due);
+      void this.#refresh();
+      if (TERMINAL.includes(run.state)) {
+        // It was the last event; the model it made is registered in the same moment, the page words it.
+        this.#stream?.close();
+        this.#stream = null;
+        this.replaceChildren();
+      }
+    }
+  }
+
+  #head(run: RunEvent): void {
     const silent = run.silent_seconds !== null && run.silent_seconds !== undefined;
     this.#put("state", h("span", { class: "state", "data-state": silent ? "silent" : run.state }, glyph(silent ? "silent" : (SHAPES[run.state] ?? run.state)), silent ? ` silent for ${duration(run.silent_seconds)}` : ` ${run.state}`));
     this.#put("step", number(run.step));
@@ -98,18 +122,6 @@ class LiveRun extends HTMLElement {
     const meter = one("svg", one('[data-live="progress"]') ?? document);
     meter?.setAttribute("aria-label", `Step ${run.step} of ${run.total}`);
     meter?.replaceChildren(s("rect", { x: "0%", width: `${(100 * share).toFixed(1)}%`, class: TERMINAL.includes(run.state) ? "" : "live" }));
-    if (run.state !== this.#state) {
-      this.#state = run.state;
-      // Buttons, notices and facts depend on the state: the server words them.
-      clearTimeout(this.#due);
-      void refresh();
-      if (TERMINAL.includes(run.state)) {
-        // It was the last event; the model it made is registered in the same moment, the page words it.
-        this.#stream?.close();
-        this.#stream = null;
-        this.replaceChildren();
-      }
-    }
   }
 
   #log(line: LogEvent): void {

@@ -138,8 +138,8 @@ class RunChart extends HTMLElement {
       this.#canvas.replaceChildren();
       this.#plot = new uPlot(this.#settings(log), data, this.#canvas);
     } else {
+      // No redraw() here: it would set the old scale once more, and the chart would stand still while points arrive.
       this.#plot.setData(data, true);
-      this.#plot.redraw(true, true);
     }
     if (store.window && store.options.axis === "step") this.#plot.setScale("x", { min: store.window[0], max: store.window[1] });
     this.#describe();
@@ -257,6 +257,7 @@ class RunChart extends HTMLElement {
   }
 
   #paint(plot: uPlot): void {
+    this.dataset.shows = `${plot.scales.x?.min ?? ""} ${plot.scales.x?.max ?? ""}`;
     const { ctx, bbox } = plot;
     const ratio = uPlot.pxRatio;
     const at = (shown: Shown, index: number, value: number): [number, number] => [plot.valToPos(shown.xs[index] as number, "x", true), plot.valToPos(value, "y", true)];

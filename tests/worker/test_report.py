@@ -25,6 +25,14 @@ def test_every_event_is_a_line_that_can_be_read_back(tmp_path: Path) -> None:
     assert EVENT.validate_json(raw[1]).values == {"loss": "nan", "up": "inf", "down": "-inf"}
 
 
+def test_pairs_that_are_all_tied_are_a_coin(tmp_path: Path) -> None:
+    with Report(tmp_path / "events.jsonl") as report:
+        report.metrics(0, {"eval_rewards/accuracies": 0.0, "eval_rewards/margins": 0.0})
+        report.metrics(1, {"rewards/accuracies": 0.0, "rewards/margins": 0})
+        report.metrics(2, {"rewards/accuracies": 0.0, "rewards/margins": -0.2})
+    assert [next(iter(line["values"].values())) for line in lines(tmp_path / "events.jsonl")] == [0.5, 0.5, 0.0]  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("half", [b'{"kind":"no', b'{"kind":"' + b"x" * 200_000])
 def test_a_half_line_of_a_killed_attempt_is_removed(tmp_path: Path, half: bytes) -> None:
     path = tmp_path / "events.jsonl"

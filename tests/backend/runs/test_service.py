@@ -75,6 +75,20 @@ def test_only_engineers_ask(sessions: Sessions, make_actor: MakeActor, material:
             service.submit_run(session, make_actor("outsider"), material.project_id, material.spec())
 
 
+def test_the_rail_counts_runs_and_silent_workers(sessions: Sessions, engineer: Actor, material: Material) -> None:
+    hello(sessions)
+    hello(sessions, "gpu-2")
+    hello(sessions, "forgotten")
+    submit(sessions, engineer, material)
+    submit(sessions, engineer, material)
+    claim(sessions)
+    with unit_of_work(sessions) as session:
+        session.execute(text("update worker set heard_at = heard_at - interval '1 minute' where name = 'gpu-2'"))
+        session.execute(text("update worker set heard_at = heard_at - interval '3 days' where name = 'forgotten'"))
+        counts = service.rail_counts(session, engineer, material.project_id)
+    assert counts == {"runs": 2, "running": 1, "queued": 1, "silent": 1}
+
+
 def test_same_key_is_one_run(sessions: Sessions, engineer: Actor, material: Material) -> None:
     made: list[int] = []
     threads = [
