@@ -32,7 +32,9 @@ def connect(url: str, *, pool_size: int = 20) -> Engine:
     """An engine for *url* that notices dead connections (a restarted Postgres) before handing them out."""
     if url.startswith("postgresql://"):
         url = "postgresql+psycopg://" + url.removeprefix("postgresql://")
-    return create_engine(url, pool_size=pool_size, max_overflow=20, pool_pre_ping=True, connect_args={"connect_timeout": 5})
+    return create_engine(
+        url, pool_size=pool_size, max_overflow=20, pool_pre_ping=True, connect_args={"connect_timeout": 5}
+    )
 
 
 def make_sessions(engine: Engine, **info: Any) -> Sessions:

@@ -40,7 +40,7 @@ from backend.embedded import dies_with_parent
 from backend.jobs import REAP_RUNS, RUNS_QUEUE, make_celery
 from backend.live import Bell
 from backend.settings import Settings
-from worker.process import Supervision
+from worker.process import RECIPES, Supervision
 
 DRAIN_SECONDS = 40.0
 """A draining worker has ended after this long."""
@@ -98,7 +98,7 @@ def supervision() -> Supervision:
         pause_seconds=settings.reap_seconds,
         drain=_drain,
         devices=_devices(),
-        **({"command": command.split()} if command else {}),
+        command=command.split() if command else RECIPES,
     )
 
 

@@ -11,9 +11,11 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import psutil
 import pytest
@@ -22,6 +24,7 @@ from backend import embedded, supervisor
 from backend.supervisor import CannotStart, Child, Memory
 
 ROOT = Path(__file__).resolve().parents[2]
+T = TypeVar("T")
 
 
 def wait_for(condition: Callable[[], object], what: str, seconds: float = 60) -> None:
@@ -40,6 +43,12 @@ def valkey(folder: Path, said: list[str]) -> Child:
 
 
 # --- one process
+
+
+def run(story: Coroutine[Any, Any, T]) -> T:
+    """Run *story* in a thread of its own: in this one a browser test may have left its event loop running."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, story).result()
 
 
 def test_a_killed_process_is_started_again_and_a_stopped_one_is_not(tmp_path: Path) -> None:
@@ -61,7 +70,7 @@ def test_a_killed_process_is_started_again_and_a_stopped_one_is_not(tmp_path: Pa
         await watching
         return first, second
 
-    first, second = asyncio.run(story())
+    first, second = run(story())
     assert first != second
     assert not psutil.pid_exists(second)
     assert any("ended (SIGKILL)" in sentence for sentence in said)
@@ -72,7 +81,7 @@ def test_a_process_that_cannot_start_shows_the_end_of_its_log(tmp_path: Path, mo
     command = [sys.executable, "-c", "import sys; sys.exit('the disk is full')"]
     child = Child("web", command, tmp_path / "web.log", lambda: False)
     with pytest.raises(CannotStart, match=r"web does not start.\n(.*\n)*    the disk is full"):
-        asyncio.run(child.start())
+        run(child.start())
     assert (tmp_path / "web.log").read_text().count("the disk is full") == 2
 
 
@@ -91,7 +100,7 @@ def test_a_process_that_ignores_the_signal_is_killed_with_its_children(tmp_path:
         await child.start()
         await child.stop()
 
-    asyncio.run(story())
+    run(story())
     grandchild = int(log.read_text())
     wait_for(lambda: not psutil.pid_exists(grandchild) or psutil.Process(grandchild).status() == "zombie", "the end")
 
