@@ -7,13 +7,13 @@ from worker.app import app, sessions, settings, supervision, worker_name
 from worker.process import execute_next
 
 
-@app.task(name=EXECUTE_RUN)  # type: ignore[untyped-decorator]
+@app.task(name=EXECUTE_RUN)
 def execute_run(run_id: int) -> None:
     """Carry out the run that is due next; *run_id* only says that there was one."""
     execute_next(sessions(), worker_name(), supervision())
 
 
-@app.task(name=REAP_RUNS)  # type: ignore[untyped-decorator]
+@app.task(name=REAP_RUNS)
 def reap_runs() -> None:
     """Give back the runs of workers that fell silent, and send forgotten ones again."""
     with unit_of_work(sessions()) as session:

@@ -80,13 +80,21 @@ def upgrade() -> None:
         sa.Column("started_at", MOMENT),
         sa.Column("finished_at", MOMENT),
         sa.UniqueConstraint("project_id", "idempotency_key"),
-        sa.CheckConstraint("state in ('queued','starting','running','cancelling','succeeded','failed','cancelled')", name="state"),
-        sa.CheckConstraint("(state in ('starting','running','cancelling')) = (lease_owner is not null)", name="leased_or_not"),
+        sa.CheckConstraint(
+            "state in ('queued','starting','running','cancelling','succeeded','failed','cancelled')", name="state"
+        ),
+        sa.CheckConstraint(
+            "(state in ('starting','running','cancelling')) = (lease_owner is not null)", name="leased_or_not"
+        ),
         sa.CheckConstraint("(lease_owner is null) = (lease_until is null)", name="lease_is_whole"),
-        sa.CheckConstraint("(state in ('succeeded','failed','cancelled')) = (finished_at is not null)", name="finished_or_not"),
+        sa.CheckConstraint(
+            "(state in ('succeeded','failed','cancelled')) = (finished_at is not null)", name="finished_or_not"
+        ),
     )
     op.create_index("ix_run_project_id_id", "run", ["project_id", "id"])
-    op.create_index("ix_run_queue", "run", [sa.text("priority desc"), "id"], postgresql_where=sa.text("state = 'queued'"))
+    op.create_index(
+        "ix_run_queue", "run", [sa.text("priority desc"), "id"], postgresql_where=sa.text("state = 'queued'")
+    )
     op.create_index("ix_run_leases", "run", ["lease_until"], postgresql_where=sa.text("lease_owner is not null"))
     op.create_index("ix_run_dataset_version_id", "run", ["dataset_version_id"])
     op.create_index("ix_run_base_model_id", "run", ["base_model_id"])
