@@ -78,7 +78,7 @@ class Evaluation(Strict):
     max_rows: int = Field(512, ge=1)
     """At most this many held-out rows are used."""
     completions: int = Field(8, ge=0, le=64)
-    """Held-out prompts completed at every evaluation, to be read (a reward model completes none)."""
+    """Held-out texts to be read at every evaluation: completions that the model writes; for a reward model, pairs with their scores."""
     max_new_tokens: int = Field(64, ge=1)
     """Longest completion generated at evaluation."""
 
