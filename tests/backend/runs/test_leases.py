@@ -135,7 +135,7 @@ class Leases(RuleBasedStateMachine):
 
 def play(sessions: Sessions, engineer: Actor, material: Material, examples: int) -> None:
     Leases.sessions, Leases.engineer, Leases.material = sessions, engineer, material
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         Leases,
         settings=settings(
             max_examples=examples,
