@@ -381,7 +381,8 @@ def sentence(event: Heard) -> str:
         case "log":
             return str(data.get("text", ""))
         case "state":
-            words = f"The run is {data['state']}"
+            ended = {"succeeded": "succeeded", "failed": "failed", "cancelled": "was cancelled"}
+            words = f"The run {ended.get(data['state'], 'is ' + data['state'])}"
             if data.get("worker"):
                 words += f" on {data['worker']}, attempt {data.get('attempt')}"
             return f"{words}." + (f" {data['reason']}" if data.get("reason") else "")
