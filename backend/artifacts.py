@@ -8,6 +8,8 @@ import hashlib
 import os
 import shutil
 import uuid
+from collections.abc import Collection
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -63,21 +65,39 @@ class Artifacts:
         return f"{self._root}/{sha256[:2]}/{sha256}"
 
     def put(self, path: Path) -> FileEntry:
-        """Store the file at *path*; storing the same bytes twice is one file."""
+        """Store the file at *path*; storing the same bytes twice is one file, whose age starts anew (see :meth:`sweep`)."""
         sha256, size = sha256_of(path), path.stat().st_size
-        if not self.has(sha256):
-            key = self._key(sha256)
+        key = self._key(sha256)
+        if not self._local:
+            self._fs.put_file(str(path), key)
+        elif self.has(sha256):
+            os.utime(key)
+        else:
             temporary = f"{key}.{uuid.uuid4().hex}.tmp"
             self._fs.makedirs(os.path.dirname(key), exist_ok=True)
-            if self._local:
-                shutil.copyfile(path, temporary)
-                with open(temporary, "rb+") as file:
-                    os.fsync(file.fileno())
-                os.chmod(temporary, 0o444)
-                os.replace(temporary, key)
-            else:
-                self._fs.put_file(str(path), key)
+            shutil.copyfile(path, temporary)
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o444)
+            os.replace(temporary, key)
         return FileEntry(path.name, size, sha256)
+
+    def sweep(self, needed: Collection[str], *, older_than_seconds: float) -> int:
+        """Remove files that nobody needs; returns how many.
+
+        *needed* are the hashes that rows name. A file may be stored before the row that names it is committed, so only files
+        that were stored long ago, and not again since, go.
+        """
+        before = datetime.now(UTC) - timedelta(seconds=older_than_seconds)
+        removed = 0
+        for key in self._fs.find(self._root):
+            if key.rsplit("/", 1)[-1] in needed:
+                continue
+            stored = self._fs.modified(key)
+            if stored.replace(tzinfo=stored.tzinfo or UTC) < before:
+                self._fs.rm_file(key)
+                removed += 1
+        return removed
 
     def put_folder(self, folder: Path) -> Manifest:
         """Store every file of *folder*; returns the manifest by which :meth:`checkout` rebuilds it."""

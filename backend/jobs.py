@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 
 EXECUTE_RUN = "run.execute"
 REAP_RUNS = "run.reap"
+SWEEP_ARTIFACTS = "artifact.sweep"
 
 RUNS_QUEUE = "runs"
 HOUSEKEEPING_QUEUE = "housekeeping"

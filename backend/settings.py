@@ -40,3 +40,5 @@ class Settings(BaseSettings):
     """How often beat looks for expired leases and forgotten queued runs."""
     cancel_grace_seconds: float = Field(15, gt=0)
     """A cancelled recipe gets this long to end its step and checkpoint, then TERM, then KILL."""
+    sweep_after_hours: float = Field(24, gt=0)
+    """Files of the artifact store that no row names are removed once they are this old."""

@@ -37,7 +37,7 @@ from celery.signals import (
 from backend.artifacts import Artifacts
 from backend.db import Sessions, connect, make_sessions
 from backend.embedded import dies_with_parent
-from backend.jobs import REAP_RUNS, RUNS_QUEUE, make_celery
+from backend.jobs import REAP_RUNS, RUNS_QUEUE, SWEEP_ARTIFACTS, make_celery
 from backend.live import Bell
 from backend.settings import Settings
 from worker.process import RECIPES, Supervision
@@ -54,7 +54,8 @@ app.conf.update(
             "task": REAP_RUNS,
             "schedule": settings.reap_seconds,
             "options": {"expires": 3 * settings.reap_seconds},
-        }
+        },
+        "sweep": {"task": SWEEP_ARTIFACTS, "schedule": 3600.0, "options": {"expires": 3600.0}},
     },
     worker_cancel_long_running_tasks_on_connection_loss=False,
 )

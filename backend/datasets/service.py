@@ -99,6 +99,11 @@ def columns_of(version: DatasetVersion) -> dict[str, str]:
     }
 
 
+def artifacts_needed(session: Session) -> set[str]:
+    """Hashes of the files that versions are made of."""
+    return set(session.scalars(select(DatasetVersion.rows_sha256)))
+
+
 def create_version(
     session: Session,
     dataset_id: int,

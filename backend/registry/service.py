@@ -307,6 +307,11 @@ def manifest_of(model: Model) -> Manifest:
     return [FileEntry(*entry) for entry in model.manifest]
 
 
+def artifacts_needed(session: Session) -> set[str]:
+    """Hashes of the files that models are made of."""
+    return {sha256 for manifest in session.scalars(select(Model.manifest)) for _, _, sha256 in manifest}
+
+
 def list_models(
     session: Session,
     actor: Actor,

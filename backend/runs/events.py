@@ -124,9 +124,7 @@ class Failed(_Event):
     """The traceback, for the log."""
 
 
-Event = Annotated[
-    Started | Metrics | Completions | Checkpoint | Note | Finished | Failed, Field(discriminator="kind")
-]
+Event = Annotated[Started | Metrics | Completions | Checkpoint | Note | Finished | Failed, Field(discriminator="kind")]
 EVENT: TypeAdapter[Any] = TypeAdapter(Event)
 
 

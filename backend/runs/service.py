@@ -644,6 +644,19 @@ def saved_states(session: Session, run_id: int) -> list[Saved]:
     ]
 
 
+def artifacts_needed(session: Session) -> set[str]:
+    """Hashes of the files that checkpoints are made of."""
+    return {sha256 for manifest in session.scalars(select(RunCheckpoint.manifest)) for _, _, sha256 in manifest}
+
+
+def _forget_older(session: Session, run: Run) -> None:
+    """Only as many saved states as the spec keeps; their files go with the next sweep."""
+    session.flush()
+    keep = SPEC.validate_python(run.spec).checkpoints.keep
+    for old in _checkpoints(session, run.id, damaged=False)[keep:]:
+        session.delete(old)
+
+
 def checkpoint_is_damaged(session: Session, run_id: int, fence: int, saved: Saved, why: str) -> None:
     """Never go on from *saved* again, and say so."""
     run = _held(session, run_id, fence)
@@ -793,6 +806,8 @@ def record(
                 index_elements=["run_id", "step", "index"], set_={name: statement.excluded[name] for name in columns}
             )
         )
+    if manifests:
+        _forget_older(session, run)
     _say(session, run, told)
     if state != run.state:
         _move(session, run, "running", worker=run.lease_owner)

@@ -2,6 +2,7 @@ from sqlalchemy import func, select
 
 from backend.accounts import service as accounts
 from backend.accounts.actors import Actor
+from backend.artifacts import Artifacts
 from backend.datasets import service as datasets
 from backend.db import Sessions, unit_of_work
 from backend.demo import seed
@@ -9,6 +10,7 @@ from backend.labeling import service as labeling
 from backend.projects import service as projects
 from backend.projects.tables import Project
 from backend.registry import service as registry
+from backend.runs import service as runs
 from backend.settings import Settings
 
 
@@ -40,3 +42,13 @@ def test_seeding_lets_nobody_in(sessions: Sessions, settings: Settings) -> None:
         assert person is not None
         assert not person.is_active
         assert person.password_hash is None
+
+
+def test_what_versions_and_models_are_made_of_is_never_swept(
+    sessions: Sessions, settings: Settings, artifacts: Artifacts
+) -> None:
+    seed.ensure(sessions, settings)
+    with unit_of_work(sessions) as session:
+        needed = {sha256 for part in (datasets, registry, runs) for sha256 in part.artifacts_needed(session)}
+    assert artifacts.sweep(needed, older_than_seconds=-1) == 0
+    assert artifacts.sweep(set(), older_than_seconds=-1) == len(needed)

@@ -406,3 +406,15 @@ def test_forgotten_runs_are_sent_again_only_to_free_slots(
         service.reap(session, lease_seconds=60, pause_seconds=0.01)
     with sessions() as session:
         assert session.scalar(text("select count(*) from run where sent_at > :t"), {"t": before}) == 2
+
+
+def test_only_as_many_checkpoints_as_the_spec_keeps(sessions: Sessions, engineer: Actor, material: Material) -> None:
+    run_id = submit(sessions, engineer, material)
+    hello(sessions)
+    c = claim(sessions)
+    saved = [said.Checkpoint(step=step, folder="x") for step in (10, 20, 30)]
+    record(sessions, c, 0, [started(), *saved[:1]], manifests={1: MANIFEST})
+    record(sessions, c, 2, saved[1:], manifests={2: MANIFEST, 3: MANIFEST})
+    with sessions() as session:
+        assert [state.step for state in service.saved_states(session, run_id)] == [30, 20]
+        assert {entry.sha256 for entry in MANIFEST} <= service.artifacts_needed(session)
