@@ -1,6 +1,5 @@
 """Agreement against hand-computed examples and against a public data set with a known α."""
 
-import os
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import pytest
 
 from backend.labeling import agreement
 
-CROWD = Path(os.environ.get("STUDIO_REFERENCE_DATA", "shared/data")) / "crowd_labels" / "barzan_labels.txt"
+CROWD = Path(__file__).parents[4] / "shared" / "data" / "crowd_labels" / "barzan_labels.txt"
 
 
 def test_alpha_by_hand() -> None:
@@ -49,7 +48,7 @@ def test_alpha_of_incomplete_data_from_the_literature() -> None:
     assert agreement.krippendorff_alpha(patterns, "interval") == pytest.approx(0.849, abs=5e-4)
 
 
-@pytest.mark.skipif(not CROWD.exists(), reason="reference data is not here (set STUDIO_REFERENCE_DATA)")
+@pytest.mark.skipif(not CROWD.exists(), reason="the public data sets are not here")
 def test_alpha_of_real_crowd_votes() -> None:
     """5,000 votes of 83 workers: 0.4059 by independent libraries."""
     votes: dict[str, list[int]] = defaultdict(list)
