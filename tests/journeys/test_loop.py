@@ -97,12 +97,15 @@ def _judge_all(annotator: httpx.Client, labeling: int) -> int:
 def _watch(page: Page, worker: subprocess.Popen[bytes], log: Path) -> list[int]:
     """Until the run has succeeded: how many points the first chart had whenever that number changed."""
     seen: list[int] = []
+    step = 0
     deadline = time.monotonic() + 100
     state = page.locator("[data-live=state]")
     while "succeeded" not in (said := state.inner_text()):
         assert "failed" not in said, page.locator(".reading").inner_text()
         assert worker.poll() is None, log.read_text()[-3000:]
         assert time.monotonic() < deadline, f"{said}\n{log.read_text()[-3000:]}"
+        before, step = step, int(page.locator("[data-live=step]").inner_text())
+        assert step >= before, "a step ran backward"
         cell = page.locator("run-chart tbody tr td:last-child").first
         points = int((cell.text_content() if cell.count() else "") or 0)
         if points not in seen[-1:]:
@@ -138,10 +141,10 @@ def test_from_judgments_to_compared_models(
     page.wait_for_url(re.compile(r"/(versions|labeling)/\d+"))
     version = _sent(rest.get(f"/projects/{project.id}/versions"))["items"][0]
     assert version["row_count"] == 40
-    page.goto(f"/versions/{version['id']}")
-    expect(
-        page.get_by_role("link", name="Tone").or_(page.locator(f"a[href='/labeling/{labeling}']")).first
-    ).to_be_visible()
+    page.goto(f"/labeling/{labeling}")
+    page.locator(f"a[href='/versions/{version['id']}']").first.click()
+    page.get_by_role("link", name="Came from").click()
+    expect(page.get_by_role("link", name="Tone", exact=True)).to_have_attribute("href", f"/labeling/{labeling}")
 
     # train, from the form, and watch
     page.get_by_role("link", name="Train on it").click()
