@@ -305,7 +305,7 @@ class Attempt:
                     lines[number - first] = said.Note(
                         level="warning", text=f"The checkpoint of step {line.step} was not kept: {error}"
                     )
-        self._insist(
+        cancel = self._insist(
             lambda session: service.record(
                 session,
                 claimed.run_id,
@@ -317,6 +317,8 @@ class Attempt:
                 output=output,
             )
         )
+        if cancel:  # heard sooner here than with the next heartbeat: short runs would be over by then
+            self._cancel.set()
         for number in manifests:
             shutil.rmtree(self.folder / lines[number - first].folder, ignore_errors=True)
 

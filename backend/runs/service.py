@@ -732,11 +732,12 @@ def record(
     *,
     manifests: Mapping[int, Manifest] | None = None,
     output: Output | None = None,
-) -> None:
+) -> bool:
     """Write what *lines* (events, the first of them line number *first_line* of the file, counted from 0) say.
 
     The position in the file moves in the same transaction: what was recorded already is skipped, so a replay changes
-    nothing. *manifests*: line number → files of the checkpoint that it names. Raises :class:`LeaseLost`.
+    nothing. *manifests*: line number → files of the checkpoint that it names. Answers whether somebody asked to cancel
+    the run, as :func:`heartbeat` does. Raises :class:`LeaseLost`.
     """
     run = _held(session, run_id, fence)
     place = session.get_one(RunAttempt, (run_id, attempt), populate_existing=True)
@@ -814,6 +815,7 @@ def record(
     elif told:
         ring(session, f"run:{run_id}")
     session.flush()
+    return run.cancel_requested_at is not None
 
 
 @dataclass(frozen=True)

@@ -112,16 +112,19 @@ def test_cancel_queued_at_once(sessions: Sessions, engineer: Actor, material: Ma
             assert service.cancel_run(session, engineer, run_id).state == "cancelled"
 
 
-def test_cancel_running_is_told_by_the_heartbeat(sessions: Sessions, engineer: Actor, material: Material) -> None:
+def test_cancel_running_is_told_by_heartbeat_and_record(
+    sessions: Sessions, engineer: Actor, material: Material
+) -> None:
     run_id = submit(sessions, engineer, material)
     hello(sessions)
     c = claim(sessions)
-    record(sessions, c, 0, [started()])
     with unit_of_work(sessions) as session:
+        assert not service.record(session, run_id, c.fence, c.attempt, 0, [started()])
         assert not service.heartbeat(session, run_id, c.fence, 60)
         assert service.cancel_run(session, engineer, run_id).state == "cancelling"
     with unit_of_work(sessions) as session:
         assert service.heartbeat(session, run_id, c.fence, 60)
+        assert service.record(session, run_id, c.fence, c.attempt, 1, [said.Metrics(step=1, values={"loss": 1.0})])
     conclude(sessions, c, Ending("cancelled"))
     assert state_of(sessions, run_id) == "cancelled"
     with sessions() as session, pytest.raises(LeaseLost):
