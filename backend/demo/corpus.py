@@ -258,6 +258,11 @@ class Candidates(NamedTuple):
     prompt: str
     completions: list[str]
 
+    @property
+    def conversation(self) -> list[dict[str, str]]:
+        """The prompt as a user's turn: the tiny model has learned within its chat template, and says little outside it."""
+        return _user(self.prompt)
+
 
 def candidates(count: int, seed: int, completions: int = 4, side: Side = "train") -> list[Candidates]:
     """Questions for a labeling session: polite, half-polite and rude replies; worked, right and wrong sums.

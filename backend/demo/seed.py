@@ -69,7 +69,13 @@ def _make(session: Session, maker: Actor) -> None:
         guidelines=GUIDELINES,
         overlap=2,
         items=[
-            ItemDraft(prompt=question.prompt, completions=question.completions, models=[BASE_MODEL, BASE_MODEL])
+            ItemDraft.model_validate(
+                {
+                    "prompt": question.conversation,
+                    "completions": question.completions,
+                    "models": [BASE_MODEL, BASE_MODEL],
+                }
+            )
             for question in corpus.candidates(400, seed=1, completions=2)
         ],
     )

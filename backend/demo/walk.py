@@ -81,7 +81,7 @@ def _walk(studio: Studio, guests: Guests) -> int:
         guidelines=seed.GUIDELINES,
         overlap=2,
         items=[
-            {"prompt": question.prompt, "completions": question.completions, "models": [seed.BASE_MODEL] * 2}
+            {"prompt": question.conversation, "completions": question.completions, "models": [seed.BASE_MODEL] * 2}
             for question in questions
         ],
     )
