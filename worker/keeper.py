@@ -18,7 +18,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 
 from backend.db import unit_of_work
 from backend.embedded import dies_with_parent
-from backend.runs import service
+from backend.runs import leases
 from worker import app as root
 from worker.machine import look
 from worker.process import bury_dead, execute_next
@@ -50,7 +50,7 @@ class Keeper:
         if now >= self._due["speak"] or draining != self._draining:
             machine = look(self._name, self._settings.worker_slots, self._settings.studio_home)
             with unit_of_work(self._sessions) as session:
-                service.worker_heard(session, machine, draining=draining, fresh=self._fresh)
+                leases.worker_heard(session, machine, draining=draining, fresh=self._fresh)
             self._fresh, self._draining = False, draining
             self._due["speak"] = now + self._settings.heartbeat_seconds
         if now >= self._due["bury"]:
@@ -58,11 +58,11 @@ class Keeper:
             self._due["bury"] = now + min(2.0, self._settings.reap_seconds)
         if now >= self._due["reap"]:
             with unit_of_work(self._sessions) as session:
-                service.reap(
+                leases.reap(
                     session, lease_seconds=self._settings.lease_seconds, pause_seconds=self._settings.reap_seconds
                 )
-                overdue = service.waits(session, self._name, self._settings.reap_seconds)
-                forgotten = overdue and service.waits(session, self._name, 3 * self._settings.reap_seconds)
+                overdue = leases.waits(session, self._name, self._settings.reap_seconds)
+                forgotten = overdue and leases.waits(session, self._name, 3 * self._settings.reap_seconds)
             self._due["reap"] = now + self._settings.reap_seconds
             self._started = [child for child in self._started if child.poll() is None]
             if not draining and (forgotten or (overdue and not self._broker_answers())):

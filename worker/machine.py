@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 
 from backend import __version__
-from backend.runs.service import Machine
+from backend.runs.leases import Machine
 
 
 def accelerators() -> list[dict[str, Any]]:

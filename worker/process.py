@@ -34,8 +34,8 @@ from backend.artifacts import Artifacts, FileEntry, Manifest, sha256_of
 from backend.db import Sessions, unit_of_work
 from backend.embedded import dies_with_parent
 from backend.runs import events as said
-from backend.runs import service
-from backend.runs.service import Claimed, Ending, LeaseLost
+from backend.runs import leases
+from backend.runs.leases import Claimed, Ending, LeaseLost
 from backend.runs.specs import Launch
 
 log = logging.getLogger(__name__)
@@ -256,7 +256,7 @@ class Attempt:
         while not self._told.wait(how.heartbeat_seconds):
             try:
                 with self._unit() as session:
-                    if service.heartbeat(session, claimed.run_id, claimed.fence, how.lease_seconds):
+                    if leases.heartbeat(session, claimed.run_id, claimed.fence, how.lease_seconds):
                         self._cancel.set()
             except LeaseLost:
                 self._lost.set()
@@ -306,7 +306,7 @@ class Attempt:
                         level="warning", text=f"The checkpoint of step {line.step} was not kept: {error}"
                     )
         cancel = self._insist(
-            lambda session: service.record(
+            lambda session: leases.record(
                 session,
                 claimed.run_id,
                 claimed.fence,
@@ -322,7 +322,7 @@ class Attempt:
         for number in manifests:
             shutil.rmtree(self.folder / lines[number - first].folder, ignore_errors=True)
 
-    def _output(self) -> service.Output | None:
+    def _output(self) -> leases.Output | None:
         """What was written to the output since, in whole lines unless the process has ended."""
         try:
             with (self.folder / "output.log").open("rb") as file:
@@ -337,7 +337,7 @@ class Attempt:
         if not data:
             return None
         self._output_at = start + len(data)
-        return service.Output(data.decode(errors="replace"), self._output_at)
+        return leases.Output(data.decode(errors="replace"), self._output_at)
 
     # before, during, after
 
@@ -347,7 +347,7 @@ class Attempt:
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         free = shutil.disk_usage(self.folder).free
-        materials = self._insist(lambda session: service.materials(session, claimed.run_id))
+        materials = self._insist(lambda session: leases.materials(session, claimed.run_id))
         needed = LEAST_FREE_BYTES + 4 * sum(entry.size for entry in materials.base_model)
         if free < needed:
             raise OSError(f"only {free >> 20} MiB of disk are free here, and the run needs {needed >> 20}")
@@ -370,13 +370,13 @@ class Attempt:
         path = self.folder / "spec.json"
         path.write_text(launch.model_dump_json(indent=1))
         self._insist(
-            lambda session: service.begin_attempt(session, claimed.run_id, claimed.fence, str(self.folder), step)
+            lambda session: leases.begin_attempt(session, claimed.run_id, claimed.fence, str(self.folder), step)
         )
         return path
 
     def _resume(self) -> tuple[Path | None, int]:
         claimed = self._claimed
-        for saved in self._insist(lambda session: service.saved_states(session, claimed.run_id)):
+        for saved in self._insist(lambda session: leases.saved_states(session, claimed.run_id)):
             folder = self.folder / "resume" / f"step-{saved.step}"
             try:
                 return lay_out(self._artifacts, saved.manifest, folder), saved.step
@@ -384,7 +384,7 @@ class Attempt:
                 shutil.rmtree(folder, ignore_errors=True)
                 why = str(error)
                 self._insist(
-                    lambda session, saved=saved, why=why: service.checkpoint_is_damaged(  # type: ignore[misc]
+                    lambda session, saved=saved, why=why: leases.checkpoint_is_damaged(  # type: ignore[misc]
                         session, claimed.run_id, claimed.fence, saved, why
                     )
                 )
@@ -535,19 +535,19 @@ class Attempt:
         claimed = self._claimed
 
         def work(session: Session) -> None:
-            service.conclude(session, claimed.run_id, claimed.fence, ending, pause_seconds=self._how.pause_seconds)
+            leases.conclude(session, claimed.run_id, claimed.fence, ending, pause_seconds=self._how.pause_seconds)
 
         try:
             self._insist(work)
         except _Stopped:
             raise
-        except service.LeaseLost:
+        except leases.LeaseLost:
             return "lost"
         except Exception as error:  # the finished model was refused: say why, once
             log.exception("run %s could not be concluded as %s", claimed.run_id, ending.kind)
             reason = f"The run ended, but its model was not taken: {error}"
             self._insist(
-                lambda session: service.conclude(
+                lambda session: leases.conclude(
                     session,
                     claimed.run_id,
                     claimed.fence,
@@ -582,7 +582,7 @@ def execute_next(sessions: Sessions, worker: str, how: Supervision) -> str | Non
     if how.drain is not None and how.drain.exists():
         return None
     with unit_of_work(sessions) as session:
-        claimed = service.claim(session, worker, place(), how.lease_seconds)
+        claimed = leases.claim(session, worker, place(), how.lease_seconds)
     if claimed is None:
         return None
     log.info("run %s, attempt %s begins", claimed.run_id, claimed.attempt)
@@ -594,12 +594,12 @@ def execute_next(sessions: Sessions, worker: str, how: Supervision) -> str | Non
 def bury_dead(sessions: Sessions, worker: str, *, pause_seconds: float) -> int:
     """Give up what *worker* holds through processes of this machine that are gone, and kill what they left behind."""
     with unit_of_work(sessions) as session:
-        held = service.places_held(session, worker)
+        held = leases.places_held(session, worker)
     buried = 0
     for run_id, fence, where in held:
         if is_gone(where):
             sweep(mark_of(sessions, run_id, fence))
             with unit_of_work(sessions) as session:
-                service.give_up(session, run_id, fence, "Its worker process ended.", pause_seconds=pause_seconds)
+                leases.give_up(session, run_id, fence, "Its worker process ended.", pause_seconds=pause_seconds)
             buried += 1
     return buried

@@ -157,8 +157,9 @@ class DPOSpec(TrainingSpec):
     """β, the strength of the KL constraint: a larger one keeps the policy nearer to the reference."""
 
 
-Spec = Annotated[SFTSpec | RewardSpec | DPOSpec, Field(discriminator="method")]
-SPEC: TypeAdapter[SFTSpec | RewardSpec | DPOSpec] = TypeAdapter(Spec)
+AnySpec = SFTSpec | RewardSpec | DPOSpec
+Spec = Annotated[AnySpec, Field(discriminator="method")]
+SPEC: TypeAdapter[AnySpec] = TypeAdapter(Spec)
 METHODS: dict[str, type[TrainingSpec]] = {"sft": SFTSpec, "reward": RewardSpec, "dpo": DPOSpec}
 
 NEEDS: dict[str, frozenset[RowType]] = {

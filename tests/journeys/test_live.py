@@ -16,9 +16,9 @@ from backend.datasets.rows import RowType
 from backend.db import Sessions, unit_of_work
 from backend.demo import specs as demo
 from backend.projects.service import ProjectName
-from backend.runs import service
+from backend.runs import leases, service
 from backend.runs.events import Completion, Completions, Metrics, Note, Started
-from backend.runs.service import Claimed
+from backend.runs.leases import Claimed
 from tests.journeys import content
 from tests.journeys.conftest import OpenPage, Site
 
@@ -35,7 +35,7 @@ class Trainer:
 
     def say(self, *events: Any) -> None:
         with unit_of_work(self.sessions) as session:
-            service.record(session, self.held.run_id, self.held.fence, self.held.attempt, self.line, events)
+            leases.record(session, self.held.run_id, self.held.fence, self.held.attempt, self.line, events)
         self.line += len(events)
 
     def step(self, number: int, **held_out: float) -> None:
@@ -45,7 +45,7 @@ class Trainer:
 
     def end(self, kind: Any, **more: Any) -> None:
         with unit_of_work(self.sessions) as session:
-            service.conclude(session, self.held.run_id, self.held.fence, service.Ending(kind, **more), pause_seconds=0)
+            leases.conclude(session, self.held.run_id, self.held.fence, leases.Ending(kind, **more), pause_seconds=0)
 
 
 @pytest.fixture
@@ -55,13 +55,13 @@ def trainer(site: Site, sessions: Sessions, engineer: Actor, project: ProjectNam
         tiny = content.base_model(session, project.id)
         rows = content.version(session, engineer, project.id, "pairs", RowType.PREFERENCE, 40)
         run = service.submit_run(session, engineer, project.id, demo.dpo(tiny.id, rows.id))
-        machine = service.Machine("cpu-1", "cpu-1.lab", 1, [], 2, 8 * 2**30, 2**30, 2**36, "0.1.0")
-        service.worker_heard(session, machine, fresh=True)
+        machine = leases.Machine("cpu-1", "cpu-1.lab", 1, [], 2, 8 * 2**30, 2**30, 2**36, "0.1.0")
+        leases.worker_heard(session, machine, fresh=True)
     with unit_of_work(sessions) as session:
-        held = service.claim(session, "cpu-1", "boot:1", 60)
+        held = leases.claim(session, "cpu-1", "boot:1", 60)
         assert held is not None
         assert held.run_id == run.id
-        service.begin_attempt(session, held.run_id, held.fence, "folder", 0)
+        leases.begin_attempt(session, held.run_id, held.fence, "folder", 0)
     made = Trainer(sessions, held)
     made.say(
         Started(

@@ -18,7 +18,7 @@ from backend.accounts.actors import Actor
 from backend.db import Sessions, unit_of_work
 from backend.embedded import wait_until
 from backend.projects.service import ProjectName
-from backend.runs import metrics, service
+from backend.runs import leases, metrics, service
 from backend.runs.tables import Run
 from tests.backend.runs.material import Material, hello, make_material, state_of, submit
 from worker.process import MARK, Supervision, bury_dead, execute_next, is_gone, mark_of, place
@@ -244,7 +244,7 @@ def test_drain_saves_and_gives_back(
     assert state_of(sessions, run_id) == "queued"
     (tmp_path / "drain").unlink()
     with sessions() as session:
-        (saved,) = service.saved_states(session, run_id)
+        (saved,) = leases.saved_states(session, run_id)
         assert saved.step >= 11
         assert session.get_one(Run, run_id).fruitless_attempts == 0
     assert execute_next(sessions, "gpu-1", how) == "succeeded"
@@ -292,7 +292,7 @@ def test_zombie_publishes_nothing(
     with unit_of_work(sessions) as session:
         session.execute(text("update run set lease_until = clock_timestamp() - interval '1000 s'"))
     with unit_of_work(sessions) as session:
-        assert service.reap(session, lease_seconds=2, pause_seconds=0) == [run_id]
+        assert leases.reap(session, lease_seconds=2, pause_seconds=0) == [run_id]
     assert child.is_running()
     assert execute_next(sessions, "gpu-1", how) == "succeeded"
     before = curve(sessions, run_id)
@@ -310,7 +310,7 @@ def test_damaged_checkpoint_is_passed_over(
     run_id = submit(sessions, engineer, material)
     execute_next(sessions, "gpu-1", how)
     with sessions() as session:
-        newest = service.saved_states(session, run_id)[0]
+        newest = leases.saved_states(session, run_id)[0]
         entry = next(entry for entry in newest.manifest if entry.name == "state.json")
         path = session.info["artifacts"].local_path(entry.sha256)
     path.chmod(0o644)

@@ -13,8 +13,8 @@ from backend.datasets.rows import RowType
 from backend.db import Sessions, unit_of_work
 from backend.registry import service as registry
 from backend.runs import events as said
-from backend.runs import service
-from backend.runs.service import Claimed, Machine
+from backend.runs import leases, service
+from backend.runs.leases import Claimed, Machine
 from backend.runs.specs import Checkpoints, DPOSpec, Optimization
 from backend.runs.tables import Run
 
@@ -69,15 +69,15 @@ def submit(sessions: Sessions, actor: Actor, material: Material, **more: Any) ->
 def hello(sessions: Sessions, name: str = "gpu-1", slots: int = 1) -> None:
     """Let the worker *name* be known."""
     with unit_of_work(sessions) as session:
-        service.worker_heard(session, Machine(**{**vars(WORKER), "name": name, "slots": slots}), fresh=True)
+        leases.worker_heard(session, Machine(**{**vars(WORKER), "name": name, "slots": slots}), fresh=True)
 
 
 def claim(sessions: Sessions, name: str = "gpu-1", *, lease: float = 60, folder: str = "a", resume: int = 0) -> Claimed:
     """Claim the next run and begin its attempt."""
     with unit_of_work(sessions) as session:
-        claimed = service.claim(session, name, f"nowhere|1|{name}", lease)
+        claimed = leases.claim(session, name, f"nowhere|1|{name}", lease)
         assert claimed is not None
-        service.begin_attempt(session, claimed.run_id, claimed.fence, folder, resume)
+        leases.begin_attempt(session, claimed.run_id, claimed.fence, folder, resume)
         return claimed
 
 
@@ -92,3 +92,20 @@ def state_of(sessions: Sessions, run_id: int) -> str:
     """The run's state now."""
     with sessions() as session:
         return session.get_one(Run, run_id).state
+
+
+def record(sessions: Sessions, c: Claimed, first: int, lines: list[Any], **more: Any) -> None:
+    """Say *lines*, the first of them line *first* of the attempt's file."""
+    with unit_of_work(sessions) as session:
+        leases.record(session, c.run_id, c.fence, c.attempt, first, lines, **more)
+
+
+def conclude(sessions: Sessions, c: Claimed, ending: leases.Ending) -> None:
+    """End the attempt."""
+    with unit_of_work(sessions) as session:
+        leases.conclude(session, c.run_id, c.fence, ending, pause_seconds=0)
+
+
+def steps(first: int, last: int, scale: float = 1.0) -> list[Any]:
+    """The metrics of steps *first* to *last*, with a loss that falls."""
+    return [said.Metrics(step=n, values={"loss": scale / n, "grad_norm": float(n)}) for n in range(first, last + 1)]
