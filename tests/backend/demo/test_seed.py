@@ -7,6 +7,7 @@ from backend.datasets import service as datasets
 from backend.db import Sessions, unit_of_work
 from backend.demo import seed
 from backend.labeling import service as labeling
+from backend.labeling.tables import Item
 from backend.projects import service as projects
 from backend.projects.tables import Project
 from backend.registry import service as registry
@@ -52,3 +53,14 @@ def test_what_versions_and_models_are_made_of_is_never_swept(
         needed = {sha256 for part in (datasets, registry, leases) for sha256 in part.artifacts_needed(session)}
     assert artifacts.sweep(needed, older_than_seconds=-1) == 0
     assert artifacts.sweep(set(), older_than_seconds=-1) == len(needed)
+
+
+def test_the_demo_asks_in_conversations_because_the_tiny_model_answers_only_those(
+    sessions: Sessions, settings: Settings
+) -> None:
+    """In plain text its template's turns are missing, and it says nothing: DPO would start from silence."""
+    seed.ensure(sessions, settings)
+    with unit_of_work(sessions) as session:
+        prompts = session.scalars(select(Item.prompt)).all()
+    assert len(prompts) == 400
+    assert all(isinstance(prompt, list) and prompt[-1]["role"] == "user" for prompt in prompts)
