@@ -8,9 +8,12 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from backend.accounts.actors import Actor
+from backend.datasets import service as datasets
 from backend.datasets.rows import RowType
 from backend.db import Sessions, unit_of_work
 from backend.demo import specs as demo
+from backend.labeling import service as labeling
+from backend.labeling.judgments import ItemDraft
 from backend.projects.service import ProjectName
 from backend.runs.tables import Run, RunCompletion, RunEvent
 from tests.journeys import content
@@ -63,6 +66,47 @@ def test_every_page_is_readable_by_all_and_fits(
 ) -> None:
     page = open_page(engineer, "/account", width=width, scheme=scheme)
     for address in _addresses(project.id, day):
+        answer = page.goto(address)
+        assert answer is not None
+        assert answer.status == 200, address
+        _settled(page)
+        axe(page)
+        wider = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        assert wider <= 0, f"{address} is {wider} px wider than the screen"
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1440, "dark"), (390, "light")])
+def test_pages_of_data_models_and_people_are_readable_and_fit(
+    open_page: OpenPage,
+    axe: Axe,
+    engineer: Actor,
+    sessions: Sessions,
+    project: ProjectName,
+    width: int,
+    scheme: Literal["light", "dark"],
+) -> None:
+    with unit_of_work(sessions) as session:
+        model = content.base_model(session, project.id).id
+        item = ItemDraft(prompt="2 + 2?", completions=["4", "5"])
+        judged = labeling.create_session(
+            session, engineer, project.id, name="Sums", guidelines="", overlap=1, items=[item]
+        ).id
+        dataset = datasets.create_dataset(session, engineer, project.id, "pairs").id
+        rows = [{"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}]
+        origin = {"kind": "labeling", "labeling_session_id": judged, "labeling_session": "Sums", "counts": {"items": 1}}
+        version = datasets.create_version(
+            session, dataset, rows, RowType.PREFERENCE, origin=origin, created_by=engineer.person_id
+        ).id
+    page = open_page("admin", "/account", width=width, scheme=scheme)
+    in_project = ("datasets", "datasets/import", "models", "labeling", "labeling/new", "members")
+    for address in (
+        *(f"/projects/{project.id}/{name}" for name in in_project),
+        f"/datasets/{dataset}",
+        *(f"/versions/{version}?tab={tab}" for tab in ("rows", "statistics", "origin", "uses")),
+        f"/models/{model}",
+        f"/labeling/{judged}",
+        *("/", "/judge", "/projects", "/people", "/account"),
+    ):
         answer = page.goto(address)
         assert answer is not None
         assert answer.status == 200, address
