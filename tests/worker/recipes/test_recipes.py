@@ -74,7 +74,7 @@ class TestEveryMethod:
         if "sft" in name or name == "reward":
             assert after["eval_loss"] < before["eval_loss"]
         else:  # after a dozen steps a few hard pairs still swing the mean loss; most are on the right side
-            assert before["eval_rewards/accuracies"] == 0
+            assert before["eval_rewards/accuracies"] == 0.5  # the policy is its reference: every pair is a tie
             assert after["eval_rewards/accuracies"] >= 0.6
 
     def test_the_same_texts_are_shown_at_every_evaluation(self, finished: Finished, name: str) -> None:
