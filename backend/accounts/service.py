@@ -18,6 +18,7 @@ from backend.errors import Conflict, Forbidden, Invalid, NotFound, Unauthenticat
 SETUP_LINK_MINUTES = 30
 INVITATION_DAYS = 7
 TOKEN_PREFIX = "sts_"
+SYSTEM_EMAIL = "studio@localhost"
 TOKEN_DAYS_MAX = 366
 SEEN_EVERY = timedelta(minutes=1)
 SETUP_LOCK = 7305114
@@ -353,9 +354,11 @@ def renew_invitation(session: Session, actor: Actor, person_id: int) -> str:
 
 
 def list_people(session: Session, actor: Actor) -> Sequence[Person]:
-    """Everybody, by name; for admins."""
+    """Everybody, by name; for admins. What came with the studio was made by nobody who could be let in."""
     _require_admin(actor)
-    return session.scalars(select(Person).order_by(func.lower(Person.name), Person.id)).all()
+    return session.scalars(
+        select(Person).where(Person.email != SYSTEM_EMAIL).order_by(func.lower(Person.name), Person.id)
+    ).all()
 
 
 def get_person(session: Session, person_id: int) -> Person:
@@ -368,10 +371,9 @@ def get_person(session: Session, person_id: int) -> Person:
 
 def make_system_person(session: Session, name: str) -> Actor | None:
     """Who made what came with the studio, able to do everything; ``None`` if it exists. Nobody can sign in as it."""
-    email = "studio@localhost"
-    if find_person(session, email) is not None:
+    if find_person(session, SYSTEM_EMAIL) is not None:
         return None
-    person = add_person(session, name, email)
+    person = add_person(session, name, SYSTEM_EMAIL)
     person.is_active = False
     return Actor(person.id, person.name, is_admin=True)
 

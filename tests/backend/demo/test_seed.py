@@ -39,10 +39,11 @@ def test_seeding_lets_nobody_in(sessions: Sessions, settings: Settings) -> None:
     seed.ensure(sessions, settings)
     with unit_of_work(sessions) as session:
         assert not accounts.has_admin(session), "whoever holds the setup link must still become the first admin"
-        person = accounts.find_person(session, "studio@localhost")
+        person = accounts.find_person(session, accounts.SYSTEM_EMAIL)
         assert person is not None
         assert not person.is_active
         assert person.password_hash is None
+        assert person not in accounts.list_people(session, Actor(0, "admin", is_admin=True)), "nobody to let in"
 
 
 def test_what_versions_and_models_are_made_of_is_never_swept(
