@@ -307,7 +307,8 @@ def test_sides_are_balanced_but_not_predictable(
             "select count(*) from (select item_id from judgment group by item_id having count(distinct shown_order[1]) = 2) x"
         )
     )
-    assert both_ways > 30, "most items were shown both ways round"
+    # 35 on average; 20,000 simulated sessions gave 15 at the least (the bias itself is pinned in test_queue.py)
+    assert both_ways > 10, "an item's sides are drawn anew for its second annotator"
 
 
 def test_nothing_an_annotator_gets_names_a_model_or_another_judgment(
