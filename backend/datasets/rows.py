@@ -1,4 +1,4 @@
-"""The five row types of a dataset version: TRL's columns, exactly, plain or conversational.
+"""The seven row types of a dataset version: TRL's columns, exactly, plain or conversational.
 
 Pydantic only: the worker imports this without the database.
 """
@@ -17,11 +17,15 @@ class RowType(StrEnum):
     PROMPT_COMPLETION = "prompt_completion"
     """``prompt`` and ``completion``: demonstrations."""
     PREFERENCE = "preference"
-    """``prompt``, ``chosen`` and ``rejected``, and optionally ``margin``."""
+    """``prompt``, ``chosen`` and ``rejected``; optionally ``margin``, and ``probability`` that chosen is the better one."""
     UNPAIRED = "unpaired"
     """``prompt``, ``completion`` and a boolean ``label``: thumbs."""
     PROMPT_ONLY = "prompt_only"
     """``prompt``: something to complete."""
+    STEPWISE = "stepwise"
+    """``prompt``, ``completions`` (the steps of one solution) and ``labels`` (a boolean for each step)."""
+    SCORED = "scored"
+    """``prompt``, ``completion`` and ``scores``: a number for each attribute."""
 
 
 class Message(BaseModel):
@@ -41,9 +45,11 @@ Text = str | Annotated[list[Message], Field(min_length=1)]
 COLUMNS: dict[RowType, tuple[str, ...]] = {
     RowType.LANGUAGE_MODELING: ("text", "messages"),
     RowType.PROMPT_COMPLETION: ("prompt", "completion"),
-    RowType.PREFERENCE: ("prompt", "chosen", "rejected", "margin"),
+    RowType.PREFERENCE: ("prompt", "chosen", "rejected", "margin", "probability"),
     RowType.UNPAIRED: ("prompt", "completion", "label"),
     RowType.PROMPT_ONLY: ("prompt",),
+    RowType.STEPWISE: ("prompt", "completions", "labels"),
+    RowType.SCORED: ("prompt", "completion", "scores"),
 }
 """TRL's columns of each type; any other column of a row travels along under its own name."""
 

@@ -24,7 +24,7 @@ from backend.registry import service as registry
 from backend.registry.tables import Model
 from backend.runs import history, metrics
 from backend.runs.lifecycle import LEASED, TERMINAL
-from backend.runs.specs import NEEDS, AnySpec, DPOSpec
+from backend.runs.specs import NEEDS, TITLES, AnySpec, DPOSpec
 from backend.runs.tables import NOW, Run, RunCheckpoint, RunCompletion, RunEvent, Worker
 
 
@@ -159,7 +159,7 @@ def submit_run(
 
 
 def _name(spec: AnySpec, model: Model) -> str:
-    method = {"sft": "SFT", "reward": "Reward model", "dpo": "DPO"}[spec.method]
+    method = TITLES[spec.method]
     if isinstance(spec, DPOSpec):
         method = "IPO" if spec.loss.kind == "ipo" else method
         return f"{method} on {model.name}, β {spec.beta:g}"

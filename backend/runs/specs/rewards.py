@@ -1,0 +1,251 @@
+"""Rewards as one closed union that composes: what scores a completion, how much it weighs, what has to hold first.
+
+A component's score is a number, or nothing if the component could not answer (a verifier that broke, a row without the
+column's value); then the whole rollout is unscored, never zero.
+"""
+
+from collections.abc import Iterator
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from backend.runs.specs.parts import Strict
+
+# --- ensembles and steps: many scores to one ---------------------------------------------------------------------
+
+
+class Mean(Strict):
+    """The mean of the members' scores."""
+
+    kind: Literal["mean"] = "mean"
+
+
+class Minimum(Strict):
+    """The lowest score: no member may be fooled. Coste et al. 2023, arXiv:2310.02743."""
+
+    kind: Literal["minimum"] = "minimum"
+
+
+class Cautious(Strict):
+    """Mean − λ·standard deviation: where members disagree, the reward is less. Coste et al. 2023, arXiv:2310.02743."""
+
+    kind: Literal["cautious"] = "cautious"
+    penalty: float = Field(1, ge=0)
+    """λ: how much disagreement costs."""
+
+
+Agreement = Annotated[Mean | Minimum | Cautious, Field(discriminator="kind")]
+
+
+# --- where the answer is in a completion -------------------------------------------------------------------------
+
+Answer = Literal["whole", "answer_tag", "boxed", "last_line", "last_number", "after_marker"]
+"""The whole completion; inside the last ``<answer>…</answer>``; inside the last ``\\boxed{…}``; the last line that is
+not empty; the last number; or what follows the last marker (``####`` or the word *answer*)."""
+
+
+# --- components --------------------------------------------------------------------------------------------------
+
+
+class Component(Strict):
+    """What every component has."""
+
+    name: str = Field("", max_length=40, pattern=r"^[a-z0-9_]*$")
+    """Its name in charts and tables; empty: its kind. Two components need two names."""
+    weight: float = 1
+    """What its score is multiplied by in the sum."""
+    normalize: Literal["none", "group", "batch"] = "none"
+    """Divide by the standard deviation after subtracting the mean, over the completions of a prompt or over all of them."""
+    only_if: str = ""
+    """A gate: this component counts only where the one of that name scored at least 1, else it adds 0."""
+
+
+class RewardModelScore(Component):
+    """What a reward model says, or several of them together. Ouyang et al. 2022, arXiv:2203.02155."""
+
+    kind: Literal["reward_model"] = "reward_model"
+    models: list[int] = Field(min_length=1, max_length=16)
+    """One reward model, or an ensemble of them (the same data, different seeds)."""
+    agreement: Agreement = Field(default_factory=Mean)
+    """How an ensemble's scores become one."""
+
+
+class ProcessScore(Component):
+    """What a process reward model says of each step, reduced to one number. Lightman et al. 2023, arXiv:2305.20050."""
+
+    kind: Literal["process_reward"] = "process_reward"
+    model: int
+    """The process reward model; it knows how steps are separated."""
+    reduce: Literal["minimum", "product", "last"] = "minimum"
+    """The worst step, the probability that all are right, or the last step's score."""
+
+
+class ExactAnswer(Component):
+    """1 if the answer equals the row's, 0 if not; spaces at the ends never matter."""
+
+    kind: Literal["exact"] = "exact"
+    column: str = "answer"
+    """The rows' column that holds the answer."""
+    answer: Answer = "whole"
+    """Where the completion's answer is."""
+    ignore_case: bool = True
+    """Whether capital letters matter."""
+
+
+class NumericAnswer(Component):
+    """1 if the answer is the row's number, 0 if not."""
+
+    kind: Literal["number"] = "number"
+    column: str = "answer"
+    """The rows' column that holds the number; of a text, its last number."""
+    answer: Answer = "last_number"
+    """Where the completion's number is."""
+    tolerance: float = Field(1e-6, ge=0)
+    """Largest relative difference that still counts as equal."""
+
+
+class MathAnswer(Component):
+    """1 if the answer is mathematically the same as the row's (1/2 and 0.5, sets, intervals), 0 if not."""
+
+    kind: Literal["math"] = "math"
+    column: str = "answer"
+    """The rows' column that holds the answer, plain or in LaTeX."""
+    answer: Answer = "whole"
+    """Where the completion's answer is; in the whole, the last thing that reads as an answer."""
+
+
+class CodeTests(Component):
+    """Share of hidden tests that the completion's program passes, run in the sandbox. Chen et al. 2021, arXiv:2107.03374."""
+
+    kind: Literal["code"] = "code"
+    column: str = "tests"
+    """The rows' column with the tests: a JSON list of calls with expected results, or Python assertions."""
+    all_or_nothing: bool = True
+    """1 only if every test passes; off, the share of passed tests."""
+    seconds: float = Field(4, gt=0, le=60)
+    """Longest time a program may run."""
+
+
+class TagFormat(Component):
+    """1 if the completion is `<think>…</think><answer>…</answer>` and nothing else. DeepSeek-AI 2025, arXiv:2501.12948."""
+
+    kind: Literal["tags"] = "tags"
+    tags: list[str] = Field(default_factory=lambda: ["think", "answer"], min_length=1, max_length=8)
+    """The tags, in their order."""
+
+
+class JSONFormat(Component):
+    """1 if the completion (or its fenced block) is JSON that fits a schema, 0 if not."""
+
+    kind: Literal["json"] = "json"
+    json_schema: str = "{}"
+    """JSON Schema; ``{}`` accepts any JSON."""
+
+
+class PatternFormat(Component):
+    """1 if a regular expression matches the completion, 0 if not."""
+
+    kind: Literal["pattern"] = "pattern"
+    pattern: str = Field(min_length=1, max_length=1000)
+    """The regular expression (Python's; linear-time matching is not guaranteed, so it has a time limit)."""
+    whole: bool = True
+    """Match the whole completion; off, anywhere in it."""
+
+
+class Constraints(Component):
+    """Share of the row's checkable instructions that the completion follows (IFEval). Zhou et al. 2023, arXiv:2311.07911."""
+
+    kind: Literal["constraints"] = "constraints"
+    column: str = "constraints"
+    """The rows' column with a JSON list of instructions: ``[{"id": "length_constraints:number_words", "relation": "at least", "num_words": 20}]``."""
+    all_or_nothing: bool = True
+    """1 only if every instruction is followed; off, the share."""
+
+
+class LengthTerm(Component):
+    """−(tokens beyond the target)/target, at most −1 below or above: what keeps answers from growing."""
+
+    kind: Literal["length"] = "length"
+    target: int = Field(256, ge=1)
+    """Tokens that cost nothing."""
+    shorter_too: bool = False
+    """Completions shorter than the target cost as well."""
+
+
+class SoftOverlong(Component):
+    """0 up to *limit − buffer* tokens, falling to −1 at the limit. DAPO: Yu et al. 2025, arXiv:2503.14476, Eq. 13."""
+
+    kind: Literal["overlong"] = "overlong"
+    buffer: int = Field(32, ge=1)
+    """Tokens before the limit in which the punishment grows; the limit is the longest completion that is sampled."""
+
+
+class RepetitionTerm(Component):
+    """−share of n-grams that were there before: what keeps answers from circling."""
+
+    kind: Literal["repetition"] = "repetition"
+    ngram: int = Field(3, ge=1, le=20)
+    """n: words per n-gram."""
+
+
+AnyComponent = (
+    RewardModelScore
+    | ProcessScore
+    | ExactAnswer
+    | NumericAnswer
+    | MathAnswer
+    | CodeTests
+    | TagFormat
+    | JSONFormat
+    | PatternFormat
+    | Constraints
+    | LengthTerm
+    | SoftOverlong
+    | RepetitionTerm
+)
+
+
+class Rewards(Strict):
+    """Σ weight · score over the components: the reward of a completion."""
+
+    components: list[Annotated[AnyComponent, Field(discriminator="kind")]] = Field(min_length=1, max_length=16)
+    """What scores a completion."""
+
+    @model_validator(mode="after")
+    def _names_and_gates(self) -> Self:
+        names = [name for name, _ in self.named()]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two components are called {twice[0]}; give one of them another name")
+        for index, (name, component) in enumerate(self.named()):
+            if component.only_if and component.only_if not in names:
+                raise ValueError(
+                    f"{name} waits for {component.only_if!r}, which is no component; there are {', '.join(names)}"
+                )
+            if component.only_if and component.only_if not in names[:index]:
+                raise ValueError(f"{name} waits for {component.only_if}, which must come before it")
+        return self
+
+    def named(self) -> Iterator[tuple[str, AnyComponent]]:
+        """Every component with the name it is logged under."""
+        for component in self.components:
+            yield component.name or component.kind, component
+
+    def other_models(self) -> list[int]:
+        """Registry ids of the models that score, each once, in order."""
+        ids: list[int] = []
+        for component in self.components:
+            match component:
+                case RewardModelScore(models=models):
+                    ids += models
+                case ProcessScore(model=model):
+                    ids.append(model)
+        return list(dict.fromkeys(ids))
+
+    def columns(self) -> dict[str, str]:
+        """Columns that rows must have, each with the field that asks for it."""
+        return {
+            component.column: f"rewards.components[{index}].column"
+            for index, component in enumerate(self.components)
+            if isinstance(component, ExactAnswer | NumericAnswer | MathAnswer | CodeTests | Constraints)
+        }

@@ -1,0 +1,12 @@
+"""The mathematics of alignment as pure functions: what the trainers compute, in a form that can be read and checked.
+
+TRL runs most training loops; these are the oracle its losses are tested against (``tests/worker/objectives``), and so an
+alarm at each of its upgrades; where TRL has no such loss, they are the loss. B is batch, T tokens, V vocabulary, G
+completions per prompt. Log-probabilities are natural. ``likelihood``: of text; ``preferences``: of pairs, thumbs and
+scores; ``reinforcement``: advantages, divergences, clipped losses.
+"""
+
+from worker.objectives.likelihood import IGNORED, sft_loss, token_logps
+from worker.objectives.preferences import dpo_loss, ipo_loss, reward_loss
+
+__all__ = ["IGNORED", "dpo_loss", "ipo_loss", "reward_loss", "sft_loss", "token_logps"]
