@@ -10,7 +10,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from backend.datasets.rowfile import BadRow
-from backend.datasets.rows import COLUMNS, Row, RowType
+from backend.datasets.rows import COLUMNS, TEXTS, Row, RowType
 
 ROLES = {
     "system": "system",
@@ -37,6 +37,8 @@ NEEDED: dict[RowType, tuple[str, ...]] = {
     RowType.PREFERENCE: ("chosen", "rejected"),
     RowType.UNPAIRED: ("prompt", "completion", "label"),
     RowType.PROMPT_ONLY: ("prompt",),
+    RowType.STEPWISE: ("prompt", "completions", "labels"),
+    RowType.SCORED: ("prompt", "completion", "scores"),
 }
 
 
@@ -65,7 +67,9 @@ class Winner(Strict):
     first: str | int
     """Its value when the completion mapped to ``chosen`` is better."""
     second: str | int
-    """Its value when the one mapped to ``rejected`` is better; they are swapped then. Rows with any other value are ties and left out."""
+    """Its value when the one mapped to ``rejected`` is better; they are swapped then. Rows with any other value are ties."""
+    ties: Literal["leave_out", "half"] = "leave_out"
+    """Leave ties out, or keep them with a probability of 0.5, which a loss that reads probabilities learns from."""
 
 
 class Mapping(Strict):
@@ -74,7 +78,7 @@ class Mapping(Strict):
     row_type: RowType
     """What the rows shall be."""
     columns: dict[str, str | list[str]] = Field(max_length=8)
-    """TRL's column → column of the file. Dots reach inside (``input.messages``, ``instances.0.output``); several are joined by an empty line."""
+    """TRL's column → column of the file. Dots reach inside (``input.messages``, ``instances.0.output``); several are joined by an empty line; for ``scores`` each is an attribute of its name. ``labels`` may be one boolean per step, or the index of the first wrong step (null: none)."""
     transcripts: bool = False
     """The texts are transcripts: ``\\n\\nHuman: … \\n\\nAssistant: …`` (HH-RLHF)."""
     messages: MessageKeys = Field(default_factory=MessageKeys)
@@ -209,6 +213,69 @@ def _margin(value: Any) -> float:
     return margin
 
 
+def _probability(value: Any) -> float:
+    try:
+        probability = float(value) if not isinstance(value, bool) else math.nan
+    except (TypeError, ValueError, OverflowError):
+        probability = math.nan
+    if not 0 <= probability <= 1:
+        raise BadRow(f"The probability {str(value)[:40]!r} is no number from 0 to 1.", field="probability")
+    return probability
+
+
+def _steps(value: Any) -> list[str]:
+    if not isinstance(value, list) or not value:
+        raise BadRow("The solution is no list of steps.", field="completions")
+    for n, step in enumerate(value, 1):
+        if not isinstance(step, str) or not step.strip():
+            raise BadRow(f"Step {n} is no text.", field="completions")
+    return value
+
+
+def _step_labels(value: Any, steps: int) -> list[bool]:
+    """One boolean per step, from booleans (or ratings, of which only negative ones are wrong) or the first wrong index."""
+    if value is None:
+        return [True] * steps
+    if isinstance(value, int) and not isinstance(value, bool):
+        if not 0 <= value < steps:
+            raise BadRow(
+                f"Step {value} is said to be wrong first, and there are {steps}, counted from 0.", field="labels"
+            )
+        return [n < value for n in range(steps)]
+    if not isinstance(value, list) or len(value) != steps:
+        said = f"{len(value)} labels" if isinstance(value, list) else "no list of labels"
+        raise BadRow(f"There are {said} for {steps} steps.", field="labels")
+    if all(type(one) is int and one in (-1, 0, 1) for one in value) and -1 in value:
+        return [one >= 0 for one in value]  # PRM800K: good, neutral, bad
+    return [_label(one) for one in value]
+
+
+def _scores(value: Any) -> dict[str, float]:
+    if not isinstance(value, dict) or not value:
+        raise BadRow("The scores are no object of attributes and numbers.", field="scores")
+    scores = {}
+    for name, score in value.items():
+        if score is None:
+            continue
+        try:
+            number = float(score) if not isinstance(score, bool) else math.nan
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise BadRow(f"The score of “{str(name)[:40]}” is no finite number: {str(score)[:40]!r}.", field="scores")
+        scores[name] = number
+    if not scores:
+        raise BadRow("No attribute has a score.", field="scores")
+    return scores
+
+
+def _json(text: str, column: str) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        raise BadRow(f"The cell holds no JSON: {text[:40]!r}.", field=column) from None
+
+
 class Mapper:
     """Applies a :class:`Mapping` to one row after the other, and counts what it left out."""
 
@@ -257,6 +324,8 @@ class Mapper:
             if prompt is None or whole:
                 row["prompt"], row["chosen"], row["rejected"] = split_prompt(row["chosen"], row["rejected"])
             row = {"prompt": row.pop("prompt"), **row}
+        if mapping.row_type is RowType.STEPWISE:
+            row["labels"] = _step_labels(row["labels"], len(row["completions"]))
         for column in ("completion", "chosen", "rejected"):
             if isinstance(row.get(column), list) and not any(m["role"] == "assistant" for m in row[column]):
                 raise BadRow("The assistant says nothing in it.", field=column)
@@ -267,6 +336,8 @@ class Mapper:
         return row
 
     def _take(self, raw: Row, column: str, path: str | list[str]) -> Any:
+        if column == "scores" and isinstance(path, list):
+            return _scores({one: None if (score := find(raw, one)) is MISSING else score for one in path})
         if isinstance(path, list):
             parts = [find(raw, one) for one in path]
             for one, part in zip(path, parts, strict=True):
@@ -276,13 +347,23 @@ class Mapper:
         else:
             value = find(raw, path)
         if value is MISSING or value is None:
-            if column == "margin" or (column == "prompt" and self._mapping.row_type is RowType.PREFERENCE):
+            if column == "labels" and value is None:
+                return None  # the index of the first wrong step of a solution without one
+            if column in ("margin", "probability") or (
+                column == "prompt" and self._mapping.row_type is RowType.PREFERENCE
+            ):
                 return MISSING
             raise BadRow(f"There is nothing under “{path}”.", field=column)
         if column == "label":
             return _label(value)
         if column == "margin":
             return MISSING if value == "" else _margin(value)
+        if column == "probability":
+            return MISSING if value == "" else _probability(value)
+        if column in ("completions", "labels", "scores"):
+            if self._cells_hold_json and isinstance(value, str):
+                value = _json(value, column)
+            return _steps(value) if column == "completions" else _scores(value) if column == "scores" else value
         if isinstance(value, str):
             if self._mapping.transcripts:
                 return split_transcript(value)
@@ -307,13 +388,16 @@ class Mapper:
         if str(said) == str(winner.second):
             row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
             return True
-        return str(said) == str(winner.first)
+        if str(said) == str(winner.first):
+            return True
+        row["probability"] = 0.5
+        return winner.ties == "half"
 
     def _agree(self, row: Row) -> None:
         """Text beside a conversation becomes one: a row is plain or conversational as a whole."""
-        if self._mapping.as_conversation or any(type(value) is list for value in row.values()):
+        if self._mapping.as_conversation or any(type(row[column]) is list for column in TEXTS & row.keys()):
             for column, value in row.items():
-                if isinstance(value, str):
+                if isinstance(value, str) and column in SPEAKER:
                     row[column] = [{"role": SPEAKER[column], "content": value}]
 
 
@@ -348,7 +432,7 @@ class Suggestion(NamedTuple):
 
 _ALIASES: dict[str, tuple[str, ...]] = {
     "messages": ("messages", "conversations", "conversation", "dialog", "dialogue"),
-    "prompt": ("prompt", "instruction", "question", "query", "problem", "input.messages", "context", "input"),
+    "prompt": ("prompt", "instruction", "question", "query", "problem", "input.messages", "source", "context", "input"),
     "completion": (
         "completion",
         "response",
@@ -358,6 +442,7 @@ _ALIASES: dict[str, tuple[str, ...]] = {
         "canonical_solution",
         "code",
         "best answer",
+        "system_output",
         "instances.0.output",
     ),
     "chosen": ("chosen", "preferred_output", "preferred", "chosen_response", "response_chosen", "best answer"),
@@ -371,6 +456,10 @@ _ALIASES: dict[str, tuple[str, ...]] = {
     ),
     "label": ("label", "thumbs", "is_good", "good"),
     "margin": ("margin",),
+    "probability": ("probability", "soft_label"),
+    "completions": ("completions", "steps"),
+    "labels": ("labels", "mistake_index", "step_labels"),
+    "scores": ("scores", "ratings", "attributes"),
     "text": ("text",),
 }
 _SIDES = [
@@ -425,7 +514,11 @@ def suggest(rows: list[Row]) -> list[Suggestion]:
         sides = {"chosen": at["chosen"], "rejected": at["rejected"]}
         if all(isinstance(find(r, p), str) and _TURN.match(find(r, p)) for r in rows[:5] for p in sides.values()):
             propose("HH transcripts", RowType.PREFERENCE, sides, transcripts=True)
-        propose("Preference pairs", RowType.PREFERENCE, {"prompt": prompt, **sides, "margin": at["margin"]})
+        propose(
+            "Preference pairs",
+            RowType.PREFERENCE,
+            {"prompt": prompt, **sides, "margin": at["margin"], "probability": at["probability"]},
+        )
     for left, right in _SIDES:
         if left in by_name and right in by_name:
             columns = {"prompt": prompt, "chosen": by_name[left], "rejected": by_name[right]}
@@ -437,6 +530,12 @@ def suggest(rows: list[Row]) -> list[Suggestion]:
                         winner = {"column": column, "first": one, "second": two}
                         propose("Pairs with a winner", RowType.PREFERENCE, columns, winner=winner)
                         break
+    if prompt and at["completions"] and at["labels"]:
+        steps = {"prompt": prompt, "completions": at["completions"], "labels": at["labels"]}
+        propose("Steps with labels", RowType.STEPWISE, steps)
+    if prompt and at["completion"] and at["scores"]:
+        scored = {"prompt": prompt, "completion": at["completion"], "scores": at["scores"]}
+        propose("Completions with scores", RowType.SCORED, scored)
     if prompt and at["completion"] and at["label"] and not isinstance(find(first, at["label"]), str | dict | list):
         propose(
             "Prompts and completions with thumbs",

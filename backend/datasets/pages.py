@@ -29,8 +29,10 @@ TYPE_NAMES = {
     RowType.PREFERENCE: "Preference pairs",
     RowType.UNPAIRED: "Thumbs",
     RowType.PROMPT_ONLY: "Prompts only",
+    RowType.STEPWISE: "Steps with labels",
+    RowType.SCORED: "Completions with scores",
 }
-ROW_NAMES = {RowType.PREFERENCE: "pairs", RowType.PROMPT_ONLY: "prompts"}
+ROW_NAMES = {RowType.PREFERENCE: "pairs", RowType.PROMPT_ONLY: "prompts", RowType.STEPWISE: "solutions"}
 FILTER_NAMES = {
     "": "all rows",
     "empty": "empty texts",

@@ -14,7 +14,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from backend.datasets.rows import COLUMNS, Row, RowType
+from backend.datasets.rows import COLUMNS, TEXTS, Row, RowType
 from backend.datasets.statistics import Statistics
 from backend.errors import Invalid, TooLarge
 
@@ -27,6 +27,8 @@ CONVERSATION = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string(
 TYPES: dict[str, pa.DataType] = {
     "text": pa.string(),
     "conversation": CONVERSATION,
+    "texts": pa.list_(pa.string()),
+    "booleans": pa.list_(pa.bool_()),
     "boolean": pa.bool_(),
     "integer": pa.int64(),
     "number": pa.float64(),
@@ -77,6 +79,13 @@ def _kind(value: Any) -> str:
     return "text" if isinstance(value, str) else "json"
 
 
+def _kind_of_ours(column: str, value: Any) -> str:
+    """The kind of a value in one of TRL's columns, whose shape has been checked."""
+    if type(value) is not list:
+        return _kind(value)
+    return "conversation" if column in TEXTS else ("texts" if column == "completions" else "booleans")
+
+
 class RowWriter:
     """Writes checked rows to a Parquet file at *path*, hashing and counting them on the way.
 
@@ -108,7 +117,7 @@ class RowWriter:
         if b"\\u0000" in line and "\\u0000" in line.decode().replace("\\\\", ""):
             raise BadRow("A text holds U+0000, which no database keeps.", remedy="Remove it.")
         row_type_columns = COLUMNS[self._row_type]
-        conversational = any(type(row.get(column)) is list for column in row_type_columns)
+        conversational = any(type(row.get(column)) is list for column in row_type_columns if column in TEXTS)
         if self._conversational is None:
             self._conversational = conversational
         elif conversational is not self._conversational:
@@ -118,7 +127,7 @@ class RowWriter:
             if value is None:
                 continue
             if column in row_type_columns:
-                kind = "conversation" if type(value) is list else _kind(value)
+                kind = _kind_of_ours(column, value)
             else:
                 if type(value) is not str and type(value) is not int and _has_no_json(value):
                     raise BadRow("NaN and infinity are not taken.", field=column)

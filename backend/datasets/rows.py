@@ -53,4 +53,7 @@ COLUMNS: dict[RowType, tuple[str, ...]] = {
 }
 """TRL's columns of each type; any other column of a row travels along under its own name."""
 
+TEXTS = frozenset({"text", "messages", "prompt", "completion", "chosen", "rejected"})
+"""Columns that hold a text or a conversation."""
+
 Row = dict[str, Any]

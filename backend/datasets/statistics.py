@@ -13,7 +13,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from backend.datasets.rows import COLUMNS, Row, RowType
+from backend.datasets.rows import COLUMNS, TEXTS, Row, RowType
 
 BUCKETS = 16  # hashes are counted in sixteenths, so that counting needs little beside the hashes themselves
 MASK = 2**64 - 1
@@ -89,6 +89,27 @@ class Lengths:
         }
 
 
+class Moments:
+    """Count, extremes, mean and standard deviation of numbers. Welford 1962."""
+
+    def __init__(self) -> None:
+        self.n, self.mean, self._squares = 0, 0.0, 0.0
+        self.low, self.high = math.inf, -math.inf
+
+    def add(self, value: float) -> None:
+        """Count one value."""
+        self.n += 1
+        before = value - self.mean
+        self.mean += before / self.n
+        self._squares += before * (value - self.mean)
+        self.low, self.high = min(self.low, value), max(self.high, value)
+
+    def summary(self) -> dict[str, float]:
+        """The figures, as JSON; the deviation is the population's."""
+        deviation = math.sqrt(max(self._squares, 0.0) / self.n)
+        return {"count": self.n, "min": self.low, "max": self.high, "mean": self.mean, "deviation": deviation}
+
+
 class Hashes:
     """64-bit hashes, eight bytes each."""
 
@@ -121,7 +142,7 @@ class Statistics:
 
     def __init__(self, row_type: RowType) -> None:
         self._row_type = row_type
-        self._columns = [c for c in COLUMNS[row_type] if c not in ("margin", "label")]
+        self._columns = [c for c in COLUMNS[row_type] if c in TEXTS]
         self._characters = {column: Lengths() for column in self._columns}
         self._turns = {column: Lengths() for column in self._columns}
         self._empty = Counter[str]()
@@ -130,6 +151,11 @@ class Statistics:
         self._n = self._same = self._longer = self._equal = 0
         self._labels = Counter[bool]()
         self._difference = Lengths()
+        self._ties = 0
+        self._steps = Lengths()
+        self._right = 0
+        self._mistaken = 0
+        self._scores: dict[str, Moments] = {}
 
     def add(self, row: Row) -> None:
         """Count one checked row."""
@@ -154,20 +180,30 @@ class Statistics:
             if column == "prompt":
                 self._prompts.add(parts[-1][1] & MASK)
         if self._row_type is RowType.PREFERENCE:
-            self._pair(dict(parts), sizes)
+            self._pair(dict(parts), sizes, row.get("probability") == 0.5)
         else:
             if self._row_type is RowType.UNPAIRED:
                 self._labels[row["label"]] += 1
                 parts.append(("label", int(row["label"])))
+            if self._row_type is RowType.STEPWISE:
+                self._steps.add(len(row["labels"]))
+                self._right += sum(row["labels"])
+                self._mistaken += not all(row["labels"])
+                parts += [(step, int(label)) for step, label in zip(row["completions"], row["labels"], strict=True)]
+            if self._row_type is RowType.SCORED:
+                for name, score in row["scores"].items():
+                    self._scores.setdefault(name, Moments()).add(score)
+                    parts.append((name, hash(score)))
             self._rows.add(hash(tuple(parts)) & MASK)
 
-    def _pair(self, hashes: dict[str, int], sizes: dict[str, int]) -> None:
+    def _pair(self, hashes: dict[str, int], sizes: dict[str, int], tie: bool) -> None:
         chosen, rejected = hashes["chosen"], hashes["rejected"]
         # the same for both directions but for the lowest bit: so one list finds duplicates and contradictions
         pair = hash((hashes.get("prompt"), min(chosen, rejected), max(chosen, rejected))) & (MASK - 1)
         difference = sizes["chosen"] - sizes["rejected"]
         self._difference.add(difference)
         self._longer += difference > 0
+        self._ties += tie
         self._equal += difference == 0
         if chosen == rejected:
             self._same += 1
@@ -187,12 +223,17 @@ class Statistics:
             found["prompts"] = self._prompts.distinct()
         if self._row_type is RowType.UNPAIRED:
             found["labels"] = {"true": self._labels[True], "false": self._labels[False]}
+        if self._row_type is RowType.STEPWISE:
+            found["steps"] = self._steps.summary() | {"right": self._right, "solutions_with_a_mistake": self._mistaken}
+        if self._row_type is RowType.SCORED:
+            found["scores"] = {name: seen.summary() for name, seen in sorted(self._scores.items())}
         if self._row_type is RowType.PREFERENCE:
             # equally long completions leave the baseline to chance: they count half
             wins = self._longer + self._equal / 2
             low, high = wilson(wins, self._n)
             found |= {
                 "chosen_is_rejected": self._same,
+                "ties": self._ties,
                 "contradictory": self._rows.in_both_directions(),
                 "difference": self._difference.summary(),
                 "longer_wins": {

@@ -16,6 +16,8 @@ class Verdict(NamedTuple):
     """Position of the completion that is preferred (0 or 1)."""
     margin: float = 0.0
     """Mean strength toward the chosen completion over *all* judgments, 0 … 3."""
+    probability: float = 0.5
+    """Share of the judgments that prefer the chosen completion, a tie counted half: what a soft label is."""
 
 
 def weigh(strengths: Sequence[int], policy: FreezePolicy, overlap: int) -> Verdict:
@@ -33,10 +35,11 @@ def weigh(strengths: Sequence[int], policy: FreezePolicy, overlap: int) -> Verdi
     second = sum(strength > 0 for strength in strengths)
     first = sum(strength < 0 for strength in strengths)
     mean = sum(strengths) / len(strengths)
+    second_share = (second + (len(strengths) - first - second) / 2) / len(strengths)
     if second >= needed:
-        return Verdict("preference", 1, max(0.0, mean))
+        return Verdict("preference", 1, max(0.0, mean), second_share)
     if first >= needed:
-        return Verdict("preference", 0, max(0.0, -mean))
+        return Verdict("preference", 0, max(0.0, -mean), 1 - second_share)
     if len(strengths) - first - second >= needed:
         return Verdict("tie")
     return Verdict("no_majority")

@@ -157,6 +157,7 @@ class _Made(NamedTuple):
     chosen: int
     """Position of the completion that stands as chosen (0 or 1)."""
     margin: float
+    probability: float
     judgment_ids: list[int]
 
 
@@ -172,7 +173,9 @@ def _weighed(session: Session, found: LabelingSession, policy: FreezePolicy) -> 
             ways = [0, 1] if policy.ties == "keep" else []
         else:
             ways = [] if verdict.chosen is None else [verdict.chosen]
-        made += [_Made(votes.item_id, chosen, verdict.margin, votes.judgment_ids) for chosen in ways]
+        made += [
+            _Made(votes.item_id, chosen, verdict.margin, verdict.probability, votes.judgment_ids) for chosen in ways
+        ]
     counts = FreezeCounts(
         items=tally.total(),
         kept=tally["preference"],
@@ -228,5 +231,6 @@ def _rows(session: Session, made: Sequence[_Made]) -> Iterator[Row]:
                 "chosen": contents[one.item_id, one.chosen],
                 "rejected": contents[one.item_id, 1 - one.chosen],
                 "margin": float(one.margin),
+                "probability": one.probability,
                 "item": str(uuid),
             }

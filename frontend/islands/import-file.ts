@@ -13,7 +13,7 @@ interface Mapping {
   keep?: "all" | "none";
   bad_rows?: "refuse" | "skip";
   messages?: { role: string; content: string };
-  winner?: { column: string; first: string | number; second: string | number } | null;
+  winner?: { column: string; first: string | number; second: string | number; ties?: "leave_out" | "half" } | null;
 }
 interface Look {
   id: string;
@@ -45,7 +45,7 @@ interface Progress {
 }
 
 const KINDS: Record<string, string> = { json_lines: "JSON lines", json_array: "JSON array", csv: "CSV", parquet: "Parquet" };
-const OPTIONAL = new Set(["margin"]);
+const OPTIONAL = new Set(["margin", "probability"]);
 const number = (value: number): string => value.toLocaleString("en-US");
 const size = (bytes: number): string => (bytes < 1024 ? `${bytes} B` : bytes < 1048576 ? `${(bytes / 1024).toFixed(1)} KiB` : `${(bytes / 1048576).toFixed(1)} MiB`);
 
@@ -243,7 +243,7 @@ class ImportFile extends HTMLElement {
           else mapping.columns[column] = given.length === 1 ? (given[0] as string) : given;
           changed();
         });
-        const help = column === "prompt" && mapping.row_type === "preference" && !value ? "Without one, the prompt is what chosen and rejected share." : Array.isArray(value) ? "Joined by an empty line." : "";
+        const help = column === "prompt" && mapping.row_type === "preference" && !value ? "Without one, the prompt is what chosen and rejected share." : Array.isArray(value) ? (column === "scores" ? "Each column is an attribute." : "Joined by an empty line.") : column === "labels" ? "One boolean per step, or the index of the first wrong one." : "";
         parts.push(field(`m-${column}`, column, input, help));
       }
       const check = (id: string, words: string, value: boolean, set: (on: boolean) => void): HTMLElement => {
@@ -270,7 +270,10 @@ class ImportFile extends HTMLElement {
         h("div", { class: "field" }, h("span", { class: "label" }, "Texts"), h("div", { class: "controls" }, check("m-transcripts", "are transcripts: Human: … Assistant: …", mapping.transcripts ?? false, (on) => (mapping.transcripts = on)), check("m-talk", "become conversations", mapping.as_conversation ?? false, (on) => (mapping.as_conversation = on)))),
         field("m-role", "Message keys", h("span", {}, text("m-role", keys.role, (value) => (mapping.messages = { ...(mapping.messages ?? keys), role: value || "role" })), " and ", text("m-content", keys.content, (value) => (mapping.messages = { ...(mapping.messages ?? keys), content: value || "content" }))), "Who speaks, and what is said."),
         mapping.winner
-          ? field("m-first", "Better one", h("span", {}, `“${mapping.winner.column}” is `, text("m-first", String(mapping.winner.first), (value) => mapping.winner && (mapping.winner.first = value)), " for chosen, ", text("m-second", String(mapping.winner.second), (value) => mapping.winner && (mapping.winner.second = value)), " for rejected"), "Check it against the rows: the file does not say which value means which side. Rows with any other value are ties and left out.")
+          ? field("m-first", "Better one", h("span", {}, `“${mapping.winner.column}” is `, text("m-first", String(mapping.winner.first), (value) => mapping.winner && (mapping.winner.first = value)), " for chosen, ", text("m-second", String(mapping.winner.second), (value) => mapping.winner && (mapping.winner.second = value)), " for rejected"), "Check it against the rows: the file does not say which value means which side. Rows with any other value are ties.")
+          : null,
+        mapping.winner
+          ? h("div", { class: "field" }, h("span", { class: "label" }, "Ties"), h("div", { class: "controls" }, check("m-ties", "keep them, with a probability of 0.5", mapping.winner.ties === "half", (on) => mapping.winner && (mapping.winner.ties = on ? "half" : "leave_out"))))
           : null,
         h("div", { class: "field" }, h("span", { class: "label" }, "Rows"), h("div", { class: "controls" }, check("m-keep", "keep the other columns", (mapping.keep ?? "all") === "all", (on) => (mapping.keep = on ? "all" : "none")), check("m-skip", "leave out rows that do not fit, and count them", mapping.bad_rows === "skip", (on) => (mapping.bad_rows = on ? "skip" : "refuse")))),
       );

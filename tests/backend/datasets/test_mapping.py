@@ -146,3 +146,86 @@ def test_plain_texts_can_become_conversations() -> None:
 def test_nothing_is_guessed_where_nothing_is_known() -> None:
     assert suggest([{"a": 1, "b": "x"}]) == []
     assert [s.mapping.row_type for s in suggest([{"text": "once upon a time"}])] == [RowType.LANGUAGE_MODELING]
+
+
+# --- probabilities, steps, scores ---------------------------------------------------------------------------------
+
+
+def test_ties_can_be_kept_as_a_coin() -> None:
+    columns = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    winner = {"column": "w", "first": 0, "second": 1, "ties": "half"}
+    rows = [{"q": "q", "a": "x", "b": "y", "w": w} for w in (0, 1, 2)]
+    first, second, tie = (mapped(row, "preference", columns, winner=winner) for row in rows)
+    assert first == {"prompt": "q", "chosen": "x", "rejected": "y"}
+    assert second == {"prompt": "q", "chosen": "y", "rejected": "x"}
+    assert tie == {"prompt": "q", "chosen": "x", "rejected": "y", "probability": 0.5}
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.5, "likely", True, float("nan")])
+def test_a_probability_lies_between_0_and_1(value: object) -> None:
+    columns = {"prompt": "q", "chosen": "a", "rejected": "b", "probability": "p"}
+    good = mapped({"q": "q", "a": "x", "b": "y", "p": "0.75"}, "preference", columns)
+    assert good is not None
+    assert good["probability"] == 0.75
+    with pytest.raises(BadRow, match="probability"):
+        mapped({"q": "q", "a": "x", "b": "y", "p": value}, "preference", columns)
+
+
+STEPS = {"prompt": "input", "completions": "steps", "labels": "wrong"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "labels"),
+    [
+        (1, [True, False, False]),  # the index of the first wrong step
+        (0, [False, False, False]),
+        (None, [True, True, True]),
+        ([True, False, True], [True, False, True]),
+        ([1, 0, -1], [True, True, False]),  # PRM800K: good, neutral, bad
+    ],
+)
+def test_steps_are_labeled_one_by_one_or_by_the_first_mistake(wrong: object, labels: list[bool]) -> None:
+    row = mapped({"input": "1+1+1", "steps": ["1+1=2", "2+1=4", "so 4"], "wrong": wrong}, "stepwise", STEPS)
+    assert row == {"prompt": "1+1+1", "completions": ["1+1=2", "2+1=4", "so 4"], "labels": labels}
+
+
+@pytest.mark.parametrize(
+    ("steps", "wrong", "says"),
+    [
+        ([], None, "no list of steps"),
+        (["a", 2], None, "Step 2 is no text"),
+        (["a", " "], None, "Step 2 is no text"),
+        (["a", "b"], 2, "counted from 0"),
+        (["a", "b"], [True], "1 labels for 2 steps"),
+        (["a", "b"], "x", "no list of labels"),
+    ],
+)
+def test_steps_that_do_not_fit_are_named(steps: object, wrong: object, says: str) -> None:
+    with pytest.raises(BadRow, match=says):
+        mapped({"input": "q", "steps": steps, "wrong": wrong}, "stepwise", STEPS)
+
+
+def test_scores_come_as_an_object_or_as_columns() -> None:
+    said = {"prompt": "q", "completion": "c"}
+    inside = mapped(
+        {"q": "q", "c": "c", "s": {"clear": 2, "kind": None}},
+        "scored",
+        {"prompt": "q", "completion": "c", "scores": "s"},
+    )
+    assert inside == said | {"scores": {"clear": 2.0}}
+    beside = mapped(
+        {"q": "q", "c": "c", "clear": "2.5", "kind": 1},
+        "scored",
+        {"prompt": "q", "completion": "c", "scores": ["clear", "kind"]},
+    )
+    assert beside == said | {"scores": {"clear": 2.5, "kind": 1.0}}
+    for bad in ({}, {"clear": "good"}, {"clear": True}, {"clear": None}, 3):
+        with pytest.raises(BadRow):
+            mapped({"q": "q", "c": "c", "s": bad}, "scored", {"prompt": "q", "completion": "c", "scores": "s"})
+
+
+def test_files_with_steps_and_scores_are_recognized() -> None:
+    steps = [{"input": "q", "steps": ["a", "b"], "target": "1", "mistake_index": None}]
+    assert suggest(steps)[0].mapping.row_type is RowType.STEPWISE
+    scored = [{"source": "q", "system_output": "c", "scores": {"clear": 1.5}}]
+    assert suggest(scored)[0].mapping.row_type is RowType.SCORED

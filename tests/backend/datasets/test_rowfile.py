@@ -95,3 +95,37 @@ def test_a_large_row_closes_its_group(tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
     assert pq.ParquetFile(tmp_path / "rows.parquet").num_row_groups >= 2
+
+
+def test_steps_and_scores_are_read_as_they_were_written(tmp_path: Path) -> None:
+    """Counted by hand: three steps of which two are right, one solution with a mistake; clear 1 and 3, kind 5."""
+    stepwise = [
+        {"prompt": "q", "completions": ["a", "b"], "labels": [True, False]},
+        {"prompt": "r", "completions": ["c"], "labels": [True]},
+    ]
+    writer = RowWriter(tmp_path / "steps.parquet", RowType.STEPWISE)
+    for row in stepwise:
+        writer.add(row)
+    written = writer.close()
+    assert written.columns == {"prompt": "text", "completions": "texts", "labels": "booleans"}
+    assert not written.conversational
+    assert written.statistics["steps"]["mean"] == 1.5
+    assert (written.statistics["steps"]["right"], written.statistics["steps"]["solutions_with_a_mistake"]) == (2, 1)
+    with RowReader(tmp_path / "steps.parquet") as reader:
+        assert [row for _, row in reader.rows()] == stepwise
+
+    scored = [
+        {"prompt": "q", "completion": "a", "scores": {"clear": 1.0, "kind": 5.0}},
+        {"prompt": "q", "completion": "b", "scores": {"clear": 3.0}},
+    ]
+    writer = RowWriter(tmp_path / "scores.parquet", RowType.SCORED)
+    for row in scored:
+        writer.add(row)
+    written = writer.close()
+    assert written.columns["scores"] == "json"
+    assert written.statistics["scores"] == {
+        "clear": {"count": 2, "min": 1, "max": 3, "mean": 2, "deviation": 1},
+        "kind": {"count": 1, "min": 5, "max": 5, "mean": 5, "deviation": 0},
+    }
+    with RowReader(tmp_path / "scores.parquet") as reader:
+        assert [row for _, row in reader.rows()] == scored

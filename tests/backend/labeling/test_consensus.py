@@ -15,10 +15,14 @@ UNANIMOUS = FreezePolicy(rule="unanimous", minimum_judgments=1)
     ("strengths", "expected"),
     [
         ([], Verdict("unjudged")),
-        ([2], Verdict("preference", 1, 2.0)),
-        ([-3, -1], Verdict("preference", 0, 2.0)),
-        ([3, 1, -1], Verdict("preference", 1, 1.0)),
-        ([1, 1, -3], Verdict("preference", 1, 0.0)),  # heads decide, and a margin never turns against the chosen side
+        ([2], Verdict("preference", 1, 2.0, 1.0)),
+        ([-3, -1], Verdict("preference", 0, 2.0, 1.0)),
+        ([3, 1, -1], Verdict("preference", 1, 1.0, 2 / 3)),
+        ([3, 1, 0], Verdict("preference", 1, 4 / 3, 5 / 6)),  # a tie is half a vote for each side
+        (
+            [1, 1, -3],
+            Verdict("preference", 1, 0.0, 2 / 3),
+        ),  # heads decide, and a margin never turns against the chosen side
         ([1, -1], Verdict("no_majority")),
         ([2, 0], Verdict("no_majority")),
         ([0], Verdict("tie")),
@@ -31,7 +35,7 @@ def test_majority(strengths: list[int], expected: Verdict) -> None:
 
 def test_unanimous_asks_for_all() -> None:
     assert weigh([3, 1, -1], UNANIMOUS, 3) == Verdict("no_majority")
-    assert weigh([3, 1, 2], UNANIMOUS, 3) == Verdict("preference", 1, 2.0)
+    assert weigh([3, 1, 2], UNANIMOUS, 3) == Verdict("preference", 1, 2.0, 1.0)
     assert weigh([0, 0], UNANIMOUS, 2) == Verdict("tie")
 
 
@@ -46,6 +50,8 @@ def test_the_names_of_the_completions_do_not_matter(strengths: list[int]) -> Non
     there, back = weigh(strengths, MAJORITY, 1), weigh([-s for s in strengths], MAJORITY, 1)
     assert there.outcome == back.outcome
     assert there.margin == back.margin
+    assert there.probability == pytest.approx(back.probability)
     if there.chosen is not None:
         assert back.chosen == 1 - there.chosen
         assert 0 <= there.margin <= 3
+        assert 0.5 < there.probability <= 1
