@@ -1,26 +1,41 @@
 """Loading and saving models: from a folder only, safetensors only, and never code that came with the weights."""
 
 import json
+import os
+import shutil
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from backend.runs.specs import Launch, LoRA, Weights
+from backend.runs.specs import Adapter, Launch, LoRA, ModelFolder, QLoRA, Weights
+from worker import ranks
 from worker.report import SpecCannotWork
 
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-MERGED = "start"
-"""Folder of a run in which an adapter and its base are one model."""
+MERGED = "merged"
+"""Folder of a run in which adapters and their bases are one model each."""
+
+Task = Literal["CAUSAL_LM", "SEQ_CLS", "TOKEN_CLS"]
+"""What a model is for, in PEFT's words: it writes; it scores a text; it scores each token."""
+
+_CLASSES: dict[Task, Any] = {
+    "CAUSAL_LM": AutoModelForCausalLM,
+    "SEQ_CLS": AutoModelForSequenceClassification,
+    "TOKEN_CLS": AutoModelForTokenClassification,
+}
+_SUFFIXES: dict[str, Task] = {"ForSequenceClassification": "SEQ_CLS", "ForTokenClassification": "TOKEN_CLS"}
 
 
 class Parameters(NamedTuple):
@@ -30,7 +45,7 @@ class Parameters(NamedTuple):
     total: int
 
 
-# --- where a run starts ------------------------------------------------------------------------------------------
+# --- where models lie --------------------------------------------------------------------------------------------
 
 
 def starting_point(launch: Launch) -> Path:
@@ -39,45 +54,78 @@ def starting_point(launch: Launch) -> Path:
     A model that is an adapter is merged into its base, on disk: TRL builds a reference model from a path, and the
     reference must be exactly the model we start from. Merging is deterministic, so a later attempt may repeat it.
     """
-    check_files(launch.base_model)
-    if not _is_adapter(launch.base_model):
-        return launch.base_model
-    if launch.adapter_base is None:
+    return folder_of(ModelFolder(folder=launch.base_model, adapter_base=launch.adapter_base), launch.folder, "start")
+
+
+def folder_of(model: ModelFolder, folder: Path, name: str = "", *, field: str = "base_model") -> Path:
+    """The folder with the full weights of *model*: its own, or one under *folder* where it is merged into its base.
+
+    Merged once: whoever asks again finds it under *name* (the name of the model's folder, if none is given). *field*:
+    the spec's field that names the model.
+    """
+    check_files(model.folder, field=field)
+    if not _is_adapter(model.folder):
+        return model.folder
+    if model.adapter_base is None:
         raise SpecCannotWork(
             "the model is an adapter, and its base is missing",
-            remedy="Start from a model whose base is in the registry.",
-            field="base_model",
+            remedy="Take a model whose base is in the registry.",
+            field=field,
         )
-    check_files(launch.adapter_base)
+    merged = folder / MERGED / (name or model.folder.name)
+    with ranks.first_goes_first():  # the others find it
+        if not merged.exists():
+            merge(model.adapter_base, model.folder, merged)
+    return merged
+
+
+def merge(base: Path, adapter: Path, final: Path) -> None:
+    """Write *base* with *adapter* merged into it as *final*: whole or not at all."""
     from peft import PeftModel
 
-    adapts = _json(launch.base_model / "adapter_config.json").get("task_type")
-    base = load(launch.adapter_base, reward=adapts == "SEQ_CLS")
-    merged = PeftModel.from_pretrained(base, str(launch.base_model), local_files_only=True).merge_and_unload()
-    folder = launch.folder / MERGED
-    merged.save_pretrained(folder)
-    tokenizer_folder = launch.base_model if (launch.base_model / "tokenizer.json").exists() else launch.adapter_base
-    load_tokenizer(tokenizer_folder).save_pretrained(folder)
-    return folder
+    check_files(base)
+    task: Task = _json(adapter / "adapter_config.json").get("task_type") or "CAUSAL_LM"
+    loaded = load(base, task=task, heads=_heads(adapter))
+    merged: Any = PeftModel.from_pretrained(loaded, str(adapter), local_files_only=True).merge_and_unload()
+    writing = final.with_name(f".{final.name}.{os.getpid()}")
+    shutil.rmtree(writing, ignore_errors=True)
+    merged.save_pretrained(writing)
+    load_tokenizer(adapter if (adapter / "tokenizer.json").exists() else base).save_pretrained(writing)
+    for path in adapter.glob("*.json"):  # what a recipe wrote beside its weights, such as a calibration
+        if path.name not in ("adapter_config.json", "manifest.json") and not (writing / path.name).exists():
+            shutil.copyfile(path, writing / path.name)
+    writing.rename(final)
 
 
-def check_files(folder: Path) -> None:
-    """Raises :class:`SpecCannotWork` unless *folder* holds safetensors and brings no code of its own."""
+def _heads(adapter: Path) -> int:
+    """Outputs of the head that *adapter* brings along; 1 if it brings none."""
+    from safetensors import safe_open
+
+    for path in adapter.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118  # not a dict
+                if key.endswith(("score.weight", "classifier.weight")):
+                    return int(file.get_slice(key).get_shape()[0])
+    return 1
+
+
+def check_files(folder: Path, *, field: str = "base_model") -> None:
+    """Raises :class:`SpecCannotWork` (about *field*) unless *folder* holds safetensors and brings no code of its own."""
     config = folder / ("adapter_config.json" if _is_adapter(folder) else "config.json")
     if not config.is_file():
-        raise SpecCannotWork("the model has no config.json", remedy="Upload the model again.", field="base_model")
+        raise SpecCannotWork("the model has no config.json", remedy="Upload the model again.", field=field)
     if not any(folder.glob("*.safetensors")):
         raise SpecCannotWork(
             "the model has no safetensors file",
             remedy="Convert the weights with `save_pretrained`; pickled weights can run code and are not loaded.",
-            field="base_model",
+            field=field,
         )
     for name in ("config.json", "adapter_config.json", "tokenizer_config.json"):
         if (folder / name).is_file() and "auto_map" in _json(folder / name):
             raise SpecCannotWork(
                 f"{name} asks to run code that came with the model (auto_map)",
                 remedy="Use an architecture that Transformers itself knows.",
-                field="base_model",
+                field=field,
             )
 
 
@@ -96,31 +144,80 @@ def _json(path: Path) -> dict[str, Any]:
 # --- loading -----------------------------------------------------------------------------------------------------
 
 
-def load(folder: Path, *, reward: bool = False, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The model in *folder* on the CPU: a language model, or a reward model with one output.
+def load(
+    folder: Path,
+    *,
+    reward: bool = False,
+    task: Task | None = None,
+    heads: int = 1,
+    dtype: torch.dtype = torch.float32,
+    quantized: QLoRA | None = None,
+) -> PreTrainedModel:
+    """The model in *folder*, as a language model, or with *reward* (or *task*) as one that scores.
 
-    A reward model that starts from a language model gets a new head, drawn from torch's current seed.
+    A model that scores has as many outputs as its folder says; one that starts from a language model gets a new head
+    with *heads* outputs, drawn from torch's current seed. On the CPU; *quantized* to 4 bits, on the GPU.
     """
     check_files(folder)
-    config = _json(folder / "config.json")
-    scores = any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or [])
-    if scores and not reward:
+    task = task or ("SEQ_CLS" if reward else "CAUSAL_LM")
+    named = _json(folder / "config.json").get("architectures") or [""]
+    is_for = next((task for suffix, task in _SUFFIXES.items() if named[0].endswith(suffix)), "CAUSAL_LM")
+    if is_for != "CAUSAL_LM" and task == "CAUSAL_LM":
         raise SpecCannotWork(
             "a reward model cannot write text", remedy="Start from a language model.", field="base_model"
         )
-    kind = AutoModelForSequenceClassification if reward else AutoModelForCausalLM
+    if "CAUSAL_LM" != is_for != task:
+        raise SpecCannotWork(
+            f"the model scores {'steps' if is_for == 'TOKEN_CLS' else 'whole texts'}, and the method scores "
+            f"{'steps' if task == 'TOKEN_CLS' else 'whole texts'}",
+            remedy="Start from a language model, or from a model of the same kind.",
+            field="base_model",
+        )
     try:
-        model: PreTrainedModel = kind.from_pretrained(
+        model: PreTrainedModel = _CLASSES[task].from_pretrained(
             str(folder),
             dtype=dtype,
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=False,
-            **({"num_labels": 1} if reward else {}),
+            **({"num_labels": heads} if task != "CAUSAL_LM" and is_for == "CAUSAL_LM" else {}),
+            **(_four_bits(quantized) if quantized else {}),
         )
     except (ValueError, KeyError) as error:  # an architecture or a quantization that is not known here
         raise SpecCannotWork(f"the model cannot be loaded: {error}", field="base_model") from error
     return model
+
+
+def load_to_train(folder: Path, weights: Weights, **more: Any) -> PreTrainedModel:
+    """The model in *folder* as *weights* says it will be trained; *more* as :func:`load` takes it."""
+    return load(folder, dtype=working_dtype(weights), quantized=weights if isinstance(weights, QLoRA) else None, **more)
+
+
+def _four_bits(weights: QLoRA) -> dict[str, Any]:
+    """What loads the frozen weights as 4-bit NormalFloat. Dettmers et al. 2023, arXiv:2305.14314, Sec. 3."""
+    if not torch.cuda.is_available():
+        raise SpecCannotWork(
+            "weights in 4 bits need a GPU, and this worker has none",
+            remedy="Use LoRA, or a worker with a GPU.",
+            field="weights",
+        )
+    if find_spec("bitsandbytes") is None:
+        raise SpecCannotWork(
+            "weights in 4 bits need the package bitsandbytes, which this worker lacks",
+            remedy="Use LoRA, or install the extra `quantization` on the worker.",
+            field="weights",
+        )
+    from transformers import BitsAndBytesConfig
+
+    return {
+        "quantization_config": BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=weights.double_quantization,
+            bnb_4bit_compute_dtype=working_dtype(weights),
+        ),
+        "device_map": {"": torch.cuda.current_device()},
+    }
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -168,23 +265,25 @@ def check_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, max
 
 def working_dtype(weights: Weights) -> torch.dtype:
     """Half precision only for weights that are frozen anyway, on a GPU that knows bfloat16."""
-    frozen = isinstance(weights, LoRA)
+    frozen = isinstance(weights, Adapter)
     return torch.bfloat16 if frozen and torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
 
 
-def lora_config(weights: Weights, *, reward: bool = False) -> "LoraConfig | None":
+def lora_config(weights: Weights, *, reward: bool = False, task: Task | None = None) -> "LoraConfig | None":
     """PEFT's configuration of *weights*: all linear layers but the head; ``None`` for full weights."""
-    if not isinstance(weights, LoRA):
+    if not isinstance(weights, Adapter):
         return None
     from peft import LoraConfig
 
+    task = task or ("SEQ_CLS" if reward else "CAUSAL_LM")
     return LoraConfig(
         r=weights.rank,
         lora_alpha=weights.alpha,  # a float works: PEFT only divides it by the rank
         lora_dropout=weights.dropout,
+        use_dora=isinstance(weights, LoRA) and weights.dora,
         target_modules="all-linear",
-        modules_to_save=["score"] if reward else None,  # a new head must be learned whole
-        task_type="SEQ_CLS" if reward else "CAUSAL_LM",
+        modules_to_save=None if task == "CAUSAL_LM" else ["score"],  # a new head must be learned whole
+        task_type=task,
     )
 
 

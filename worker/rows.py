@@ -1,9 +1,7 @@
 """From a dataset version's Parquet file to token ids: what is learned from, what is held out, what had to go.
 
-Rows are tokenized here rather than in TRL, for three reasons. What a person wrote must not be able to end a turn: in
-conversations, control tokens inside a message are broken with an invisible character before the chat template sees
-them (plain text is taken as it stands; it may be somebody's own template). What is cut or dropped is counted and said.
-And a row reaches the trainer as nothing but the ids it learns from. ``tests/worker/test_rows.py`` holds the result
+Rows are tokenized here rather than in TRL, for three reasons. What a person wrote must not be able to end a turn
+(:mod:`worker.encoding`). What is cut or dropped is counted and said. And a row reaches the trainer as nothing but the ids it learns from. ``tests/worker/test_rows.py`` holds the result
 against TRL's own tokenization.
 
 The whole version is in memory as Arrow: about 4 bytes per token.
@@ -11,11 +9,9 @@ The whole version is in memory as Arrow: about 4 bytes per token.
 
 import hashlib
 import json
-import re
 import unicodedata
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,29 +23,50 @@ from transformers import PreTrainedTokenizerBase
 
 from backend.datasets.rows import COLUMNS, Row, RowType
 from backend.runs.events import Note
-from backend.runs.specs import Evaluation, Launch
+from backend.runs.specs import Evaluation, Launch, OnlineSpec
+from worker.encoding import IGNORED as IGNORED
+from worker.encoding import Encoder as Encoder
+from worker.encoding import Pair as Pair
 from worker.report import SpecCannotWork
-
-IGNORED = -100
-"""Label of a token that does not count in the loss."""
 
 _SPLIT_SEED = 0
 """The same for all runs, so that runs on one dataset version are evaluated on the same rows whatever their seed."""
-
-_INVISIBLE = "\u200c"
-"""Zero-width non-joiner: breaks a control token without changing what a person reads."""
 
 
 # --- reading and splitting ---------------------------------------------------------------------------------------
 
 
-def read(path: Path, row_type: RowType) -> Dataset:
-    """The rows of a dataset version with TRL's columns of *row_type* and no others."""
+def read(path: Path, row_type: RowType, extra: Mapping[str, str] | None = None) -> Dataset:
+    """The rows of a dataset version with TRL's columns of *row_type*, and *extra* ones.
+
+    *extra*: column → the spec's field that asks for it. Raises :class:`SpecCannotWork` about that field if the column
+    is not there. What the file keeps as JSON text (``scores``, lists, objects) stays text here.
+    """
     present = pq.read_schema(path).names
     columns = [name for name in COLUMNS[row_type] if name in present]
     if "prompt" in COLUMNS[row_type] and "prompt" not in present:
         raise SpecCannotWork("the rows have no prompt", remedy="Import them again with a prompt.", field="dataset")
+    for name, asks in (extra or {}).items():
+        if name not in present:
+            others = sorted(set(present) - set(COLUMNS[row_type]))
+            has = f"they have {', '.join(others)}" if others else "they have none besides those of their type"
+            raise SpecCannotWork(
+                f"the rows have no column {name!r}; {has}",
+                remedy="Name a column of the rows, or use a dataset with this one.",
+                field=asks,
+            )
+        if name not in columns:
+            columns.append(name)
     return Dataset(pq.read_table(path, columns=columns))
+
+
+def _json_columns(path: Path) -> list[str]:
+    """Columns that a version keeps as JSON text."""
+    return [field.name for field in pq.read_schema(path) if (field.metadata or {}).get(b"kind") == b"json"]
+
+
+def _decoded(row: Row, as_json: Sequence[str]) -> Row:
+    return row | {name: json.loads(row[name]) for name in as_json if row.get(name) is not None}
 
 
 class Split(NamedTuple):
@@ -105,133 +122,6 @@ def split_by_prompt(dataset: Dataset, held_out: float, seed: int = _SPLIT_SEED) 
     train = [i for i, draw in enumerate(draws) if draw >= limit]
     kept = sorted((i for i, draw in enumerate(draws) if draw < limit), key=lambda i: (draws[i], str(dataset[i])))
     return Split(dataset.select(train), dataset.select(kept))
-
-
-# --- tokenizing --------------------------------------------------------------------------------------------------
-
-
-class Pair(NamedTuple):
-    """A prompt and what follows it, as token ids."""
-
-    prompt: list[int]
-    completion: list[int]
-
-
-@dataclass
-class Encoder:
-    """Turns texts and conversations into token ids, and counts what it had to change."""
-
-    tokenizer: PreTrainedTokenizerBase
-    max_length: int
-    counts: Counter[str] = field(default_factory=Counter)
-    """Rows by what happened to them: ``cut``, ``dropped``, ``identical``, ``broken`` (a control token)."""
-
-    def __post_init__(self) -> None:
-        specials = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
-        specials |= set(self.tokenizer.all_special_tokens)
-        self._control = re.compile("|".join(re.escape(token) for token in sorted(specials, key=len, reverse=True)))
-
-    def pairs(self, prompts: Sequence[Any], completions: Sequence[Any], *, check_end: bool = True) -> list[Pair]:
-        """Each completion after its prompt, both plain or both conversations, ended by the end token.
-
-        A completion begins where the tokens of prompt and of prompt + completion part, which is TRL's rule.
-        *check_end*: raise :class:`SpecCannotWork` if the chat template would never end a turn.
-        """
-        if isinstance(prompts[0], str):
-            end = self.tokenizer.eos_token
-            ended = [text if text.endswith(end) else text + end for text in completions]
-            openings, wholes = prompts, [prompt + text for prompt, text in zip(prompts, ended, strict=True)]
-            special = True
-        else:
-            openings = [self.render(prompt, reply=True) for prompt in prompts]
-            wholes = [self.render([*p, *c]) for p, c in zip(prompts, completions, strict=True)]
-            special = False
-        pairs = []
-        for opening, whole in zip(self._ids(openings, special), self._ids(wholes, special), strict=True):
-            start = _shared(opening, whole)
-            pairs.append(Pair(whole[:start], whole[start:]))
-        if check_end and not special and self.tokenizer.eos_token_id not in pairs[0].completion:
-            raise SpecCannotWork(
-                f"the chat template does not end a turn with the tokenizer's end token {self.tokenizer.eos_token!r}, "
-                "so the model would never learn to stop",
-                remedy="Set eos_token in tokenizer_config.json to the token that the template writes after a reply.",
-                field="base_model",
-            )
-        return pairs
-
-    def render(self, messages: Sequence[dict[str, str]], *, reply: bool = False) -> str:
-        """A conversation as text; *reply*: opened for the assistant's answer. No message can end a turn."""
-        safe = [{"role": message["role"], "content": self.defuse(message["content"])} for message in messages]
-        if self.tokenizer.chat_template is None:
-            raise SpecCannotWork(
-                "the rows are conversations, and the model has no chat template",
-                remedy="Use a model with a chat template, or rows of plain text.",
-                field="base_model",
-            )
-        try:
-            rendered = self.tokenizer.apply_chat_template(safe, tokenize=False, add_generation_prompt=reply)
-        except Exception as error:  # a template is a program and fails in its own ways
-            raise SpecCannotWork(
-                f"a conversation does not fit the model's chat template: {error}",
-                remedy="Use rows whose roles the template knows.",
-                field="dataset",
-            ) from error
-        assert isinstance(rendered, str)
-        return rendered
-
-    def defuse(self, text: str) -> str:
-        """*text* without control tokens: an invisible character after the first letter of each."""
-        safe, found = self._control.subn(lambda match: match[0][:1] + _INVISIBLE + match[0][1:], text)
-        self.counts["broken"] += found > 0
-        return safe
-
-    def replies(self, conversations: Sequence[Any]) -> list[tuple[list[int], list[int]]]:
-        """Token ids of whole conversations, and labels in which only what the assistant says counts."""
-        if not re.search(r"\{%-?\s*generation", self.tokenizer.chat_template or ""):
-            raise SpecCannotWork(
-                "the chat template does not mark what the assistant says ({% generation %})",
-                remedy="Turn it off, use rows with prompt and completion, or a template with these markers.",
-                field="completion_only",
-            )
-        safe = [[{**m, "content": self.defuse(m["content"])} for m in messages] for messages in conversations]
-        try:
-            encoded: Any = self.tokenizer.apply_chat_template(safe, return_dict=True, return_assistant_tokens_mask=True)
-        except Exception as error:  # a template is a program and fails in its own ways
-            raise SpecCannotWork(f"a conversation does not fit the chat template: {error}", field="dataset") from error
-        return [
-            (ids, [token if counts else IGNORED for token, counts in zip(ids, mask, strict=True)])
-            for ids, mask in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True)
-        ]
-
-    def texts(self, texts: Sequence[Any]) -> list[list[int]]:
-        """Token ids of whole plain texts or conversations."""
-        if isinstance(texts[0], str):
-            end = self.tokenizer.eos_token
-            return self._ids([text if text.endswith(end) else text + end for text in texts], special=True)
-        return self._ids([self.render(messages) for messages in texts], special=False)
-
-    def _ids(self, texts: Sequence[str], special: bool) -> list[list[int]]:
-        ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=special)["input_ids"]
-        return ids
-
-    def note(self) -> list[Note]:
-        """What was counted, in sentences for the run's log."""
-        said = {
-            "cut": "{} rows are longer than {} tokens; their end was cut.",
-            "dropped": "{} rows were left out: within {} tokens nothing that counts in the loss is left.",
-            "identical": "{} pairs were left out: chosen and rejected are the same.",
-            "broken": "{} messages hold a control token of the model; an invisible character makes it plain text.",
-        }
-        return [
-            Note(level="warning", text=text.format(self.counts[key], self.max_length))
-            for key, text in said.items()
-            if self.counts[key]
-        ]
-
-
-def _shared(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the common beginning."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 # --- one function per shape of training row ----------------------------------------------------------------------
@@ -344,9 +234,11 @@ def prepare(launch: Launch, tokenizer: PreTrainedTokenizerBase, encode: Encode) 
     """Read, split and tokenize the rows of *launch*. Raises :class:`SpecCannotWork` if one side ends up empty."""
     spec = launch.spec
     encoder = Encoder(tokenizer, spec.max_length)
-    train, held_out = split_by_prompt(read(launch.rows, launch.row_type), spec.evaluation.held_out)
+    data = read(launch.rows, launch.row_type, spec.columns())
+    as_json = [name for name in _json_columns(launch.rows) if name in data.column_names]
+    train, held_out = split_by_prompt(data, spec.evaluation.held_out)
     held_out = held_out.select(range(min(len(held_out), spec.evaluation.max_rows)))
-    learned, evaluated = (_encode(encoder, side, encode) for side in (train, held_out))
+    learned, evaluated = (_encode(encoder, side, encode, as_json) for side in (train, held_out))
     for side, name in ((learned, "to learn from"), (evaluated, "held out")):
         if len(side) == 0:
             raise SpecCannotWork(
@@ -354,24 +246,87 @@ def prepare(launch: Launch, tokenizer: PreTrainedTokenizerBase, encode: Encode) 
                 remedy=f"Raise it above {spec.max_length}, or use other rows.",
                 field="max_length",
             )
-    notes = encoder.note()
-    return Prepared(learned, evaluated, _prompts(encoder, held_out, spec.evaluation), list(held_out), notes)
+    examples = [_decoded(row, as_json) for row in held_out]
+    return Prepared(learned, evaluated, _prompts(encoder, held_out, spec.evaluation), examples, encoder.note())
 
 
-def _encode(encoder: Encoder, dataset: Dataset, encode: Encode) -> Dataset:
+def prompts(launch: Launch, tokenizer: PreTrainedTokenizerBase, columns: Mapping[str, str]) -> Prepared:
+    """What a method needs that samples: ``prompt_ids``, ``prompt`` (as it was imported), and *columns*.
+
+    Any rows with prompts will do; of rows that differ only in their other columns one is kept. A prompt is cut on the
+    left to leave room for the longest completion: what is asked comes last. *columns*: column → the spec's field that
+    asks for it (``spec.columns()``). A value that is neither text nor a number arrives as JSON text, a missing one as
+    ``None``. Raises :class:`SpecCannotWork` if there is no room, no prompt, or one side is empty.
+    """
+    spec = launch.spec
+    assert isinstance(spec, OnlineSpec)
+    room = spec.max_length - spec.sampling.max_new_tokens
+    if room < 1:
+        raise SpecCannotWork(
+            f"completions of {spec.sampling.max_new_tokens} tokens leave no room for a prompt in {spec.max_length}",
+            remedy="Lower it, or raise max_length.",
+            field="sampling.max_new_tokens",
+        )
+    encoder = Encoder(tokenizer, room)
+    train, held_out = split_by_prompt(_asked(launch, columns), spec.evaluation.held_out)
+    held_out = held_out.select(range(min(len(held_out), spec.evaluation.max_rows)))
+    learned, evaluated = (_with_prompt_ids(encoder, side) for side in (train, held_out))
+    for side, name in ((learned, "to learn from"), (evaluated, "held out")):
+        if len(side) == 0:
+            raise SpecCannotWork(f"no prompt {name} has a token", remedy="Use other rows.", field="dataset")
+    shown: dict[str, Prompt] = {}
+    for row in evaluated:
+        if len(shown) < spec.evaluation.completions:
+            shown.setdefault(canonical_prompt(row), Prompt(readable(row["prompt"]), row["prompt_ids"]))
+    return Prepared(learned, evaluated, list(shown.values()), list(evaluated), encoder.note())
+
+
+def _asked(launch: Launch, columns: Mapping[str, str]) -> Dataset:
+    """Distinct rows of ``prompt`` and *columns*."""
+    data = read(launch.rows, launch.row_type, columns)
+    if "text" in data.column_names:
+        raise SpecCannotWork(
+            "rows of plain text have no prompt to complete", remedy="Use rows with prompts.", field="dataset"
+        )
+    as_json = [name for name in _json_columns(launch.rows) if name in columns]
+    distinct: dict[str, Row] = {}
+    for row in data:
+        prompt = row["prompt"] if "prompt" in row else _opening(row["messages"])
+        kept: Row = {"prompt": prompt} | {name: row[name] for name in columns if name != "prompt"}
+        for name in as_json:  # values of several types: plain ones as they read, the others as JSON text
+            plain = json.loads(kept[name]) if kept[name] is not None else None
+            kept[name] = str(plain) if isinstance(plain, str | int | float) else kept[name]
+        distinct.setdefault(json.dumps(kept, sort_keys=True, ensure_ascii=False, default=str), kept)
+    return Dataset.from_list(list(distinct.values()))
+
+
+def _with_prompt_ids(encoder: Encoder, rows: Dataset) -> Dataset:
+    ids = []
+    for row in rows:
+        plain = isinstance(row["prompt"], str)
+        text = row["prompt"] if plain else encoder.render(row["prompt"], reply=True)
+        tokens = encoder.ids([text], special=plain)[0]
+        encoder.counts["cut_left"] += len(tokens) > encoder.max_length
+        encoder.counts["empty"] += not tokens
+        ids.append(tokens[-encoder.max_length :])
+    rows = rows.add_column("prompt_ids", pa.array(ids, pa.list_(pa.int32())))
+    return rows.select([index for index, tokens in enumerate(ids) if tokens])
+
+
+def _encode(encoder: Encoder, dataset: Dataset, encode: Encode, as_json: Sequence[str]) -> Dataset:
     parts: list[pa.Table] = []
     rows = iter(dataset)
     while batch := list(islice(rows, 1000)):
-        columns = encode(encoder, batch)
-        parts.append(
-            pa.table(
-                {
-                    name: pa.array(values, pa.float32() if name == "margin" else pa.list_(pa.int32()))
-                    for name, values in columns.items()
-                }
-            )
-        )
-    return Dataset(pa.concat_tables(parts))
+        columns = encode(encoder, [_decoded(row, as_json) for row in batch])
+        parts.append(pa.table({name: _packed(values) for name, values in columns.items()}))
+    return Dataset(pa.concat_tables(parts, promote_options="default"))  # a batch that was dropped whole has no types
+
+
+def _packed(values: list[Any]) -> pa.Array:
+    """*values* at half the width: token ids and numbers need no 64 bits."""
+    array = pa.array(values)
+    narrow = {pa.list_(pa.int64()): pa.list_(pa.int32()), pa.float64(): pa.float32()}
+    return array.cast(narrow.get(array.type, array.type))
 
 
 def _prompts(encoder: Encoder, held_out: Dataset, evaluation: Evaluation) -> list[Prompt]:
@@ -386,7 +341,7 @@ def _prompts(encoder: Encoder, held_out: Dataset, evaluation: Evaluation) -> lis
         if not prompt:
             continue
         plain = isinstance(prompt, str)
-        ids = encoder._ids([prompt if plain else encoder.render(prompt, reply=True)], special=plain)[0]
+        ids = encoder.ids([prompt if plain else encoder.render(prompt, reply=True)], special=plain)[0]
         if len(ids) < encoder.max_length:
             prompts.setdefault(canonical_prompt(row), Prompt(readable(prompt), ids))
     return list(prompts.values())

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
+from backend.datasets.rowfile import RowWriter
 from backend.datasets.rows import Row, RowType
 from backend.demo import corpus
-from backend.runs.specs import Evaluation, SFTSpec
+from backend.runs.specs import Evaluation, GRPOSpec, Sampling, SFTSpec
+from backend.runs.specs.rewards import ExactAnswer, Rewards
 from tests.worker.running import BASE, launch, write_rows
 from worker import networks, rows
 from worker.report import SpecCannotWork
@@ -232,3 +234,83 @@ def test_trl_tokenizes_the_same(tokenizer: Any, tmp_path: Path) -> None:
             ).train_dataset
             ours = rows.demonstrations(encoder, shown, completion_only=only)
             assert {name: theirs[name][:] for name in ours} == ours
+
+
+# --- prompts for methods that sample -----------------------------------------------------------------------------
+
+
+def online(**more: Any) -> GRPOSpec:
+    rewards = Rewards(components=[ExactAnswer(column="answer")])
+    how = {"sampling": Sampling(max_new_tokens=32), "max_length": 64, "evaluation": Evaluation(held_out=0.3)}
+    return GRPOSpec(base_model=1, dataset=1, rewards=rewards, **{**how, **more})
+
+
+def asked(tokenizer: Any, folder: Path, data: list[Row], row_type: RowType, **more: Any) -> rows.Prepared:
+    folder.mkdir(exist_ok=True)
+    spec = online(**more)
+    return rows.prompts(
+        launch(folder, spec, write_rows(folder / "rows.parquet", data), row_type), tokenizer, spec.columns()
+    )
+
+
+def test_prompts_of_any_rows_come_once_with_their_columns(tokenizer: Any, tmp_path: Path) -> None:
+    data = [{**pair(f"{n} + 1?", "yes", "no"), "answer": str(n + 1)} for n in range(20)]
+    again = [{**pair("0 + 1?", "other", "chosen"), "answer": "1"}, {**pair("0 + 1?", "yes", "no"), "answer": "one"}]
+    prepared = asked(tokenizer, tmp_path, data + again, RowType.PREFERENCE)
+    both = [*prepared.train, *prepared.held_out]
+    assert sorted((row["prompt"][0]["content"], row["answer"]) for row in both) == sorted(
+        [(f"{n} + 1?", str(n + 1)) for n in range(20)] + [("0 + 1?", "one")]
+    )
+    for row in both:
+        text = f"<|im_start|>user\n{row['prompt'][0]['content']}<|im_end|>\n<|im_start|>assistant\n"
+        assert tokenizer.decode(row["prompt_ids"]) == text
+    train, held_out = ({str(r["prompt"]) for r in side} for side in (prepared.train, prepared.held_out))
+    assert not train & held_out
+    assert prepared.prompts[0].ids == list(prepared.held_out[0]["prompt_ids"])
+
+
+def test_long_prompts_lose_their_beginning(tokenizer: Any, tmp_path: Path) -> None:
+    data = [{"prompt": "Have a nice day. " * n + "Bye", "answer": "x"} for n in (1, 2, 30, 40)]
+    prepared = asked(tokenizer, tmp_path, data, RowType.PROMPT_ONLY)
+    lengths = [len(row["prompt_ids"]) for row in [*prepared.train, *prepared.held_out]]
+    assert sorted(lengths)[2:] == [32, 32]  # 64 without the 32 that may be written
+    for row in [*prepared.train, *prepared.held_out]:
+        assert row["prompt"].endswith(tokenizer.decode(row["prompt_ids"]))
+    assert [note.text for note in prepared.notes] == ["2 prompts are longer than 32 tokens; their beginning was cut."]
+
+
+@pytest.mark.parametrize(
+    ("data", "row_type", "more", "field"),
+    [
+        ([{"prompt": "a"}, {"prompt": "b"}], RowType.PROMPT_ONLY, {}, "rewards.components[0].column"),
+        (
+            [{"prompt": "a", "answer": "b"}] * 2,
+            RowType.PROMPT_ONLY,
+            {"sampling": Sampling(max_new_tokens=64)},
+            "sampling.max_new_tokens",
+        ),
+        ([{"text": "a", "answer": "b"}] * 2, RowType.LANGUAGE_MODELING, {}, "dataset"),
+        ([{"prompt": "", "answer": "b"}, {"prompt": "c", "answer": "b"}], RowType.PROMPT_ONLY, {}, "dataset"),
+    ],
+    ids=["no column", "no room", "no prompt", "nothing left"],
+)
+def test_prompts_that_cannot_be_used_are_refused(
+    tokenizer: Any, tmp_path: Path, data: list[Row], row_type: RowType, more: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(SpecCannotWork) as refused:
+        asked(tokenizer, tmp_path, data, row_type, **more)
+    assert refused.value.reason.startswith(f"{field}: ")
+    assert refused.value.remedy
+
+
+def test_columns_of_the_store_come_back_as_they_were(tokenizer: Any, tmp_path: Path) -> None:
+    """The version's own writer: a mixed column is JSON text on the disk."""
+    writer = RowWriter(tmp_path / "rows.parquet", RowType.PROMPT_ONLY)
+    for number, answer in enumerate([1, "two", 3.5, ["a", 1], None]):
+        writer.add({"prompt": f"question {number}", "answer": answer})
+    writer.close()
+    spec = online()
+    at = launch(tmp_path, spec, tmp_path / "rows.parquet", RowType.PROMPT_ONLY)
+    prepared = rows.prompts(at, tokenizer, spec.columns())
+    read = {row["prompt"][-1]: row["answer"] for row in [*prepared.train, *prepared.held_out]}
+    assert read == {"0": "1", "1": "two", "2": "3.5", "3": '["a",1]', "4": None}

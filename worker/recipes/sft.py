@@ -31,7 +31,7 @@ def run(launch: Launch, spec: SFTSpec, report: "Report", stop: "Stop") -> None:
     torch.manual_seed(spec.seed)
     start = networks.starting_point(launch)
     tokenizer = networks.load_tokenizer(start)
-    model = networks.load(start, dtype=networks.working_dtype(spec.weights))
+    model = networks.load_to_train(start, spec.weights)
     networks.check_fit(model, tokenizer, max_length=spec.max_length)
     prepared = rows.prepare(launch, tokenizer, partial(rows.demonstrations, completion_only=spec.completion_only))
     trainer = SFT(

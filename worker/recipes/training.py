@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from backend.runs.events import Checkpoint, Completion, Completions, Finished, Note, Started
-from backend.runs.specs import Launch, LoRA, TrainingSpec
+from backend.runs.specs import Adapter, Launch, TrainingSpec
 from worker import networks
 from worker.report import Report, SpecCannotWork, Stop, StopRequested
 from worker.rows import Prepared
@@ -227,17 +227,22 @@ def _save_model(launch: Launch, trainer: Frame, report: Report) -> None:
 
     An adapter trained on top of an adapter is merged: two levels would need two bases to load.
     """
-    writing = launch.folder / ".model"
-    shutil.rmtree(writing, ignore_errors=True)
+    writing, adapter = launch.folder / ".model", launch.folder / ".adapter"
+    for folder in (writing, adapter):
+        shutil.rmtree(folder, ignore_errors=True)
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
-    if isinstance(launch.spec.weights, LoRA):
-        if launch.adapter_base is not None:
-            report.say(Note(text="The model is saved with full weights: it continues an adapter, and both are merged."))
-            model = model.merge_and_unload()
-        else:
-            model.peft_config["default"].base_model_name_or_path = None  # a path of this machine says nothing elsewhere
-    model.save_pretrained(writing)
-    trainer.processing_class.save_pretrained(writing)
+    if isinstance(launch.spec.weights, Adapter):
+        for config in model.peft_config.values():
+            config.base_model_name_or_path = None  # a path of this machine says nothing elsewhere
+    if isinstance(launch.spec.weights, Adapter) and launch.adapter_base is not None:
+        report.say(Note(text="The model is saved with full weights: it continues an adapter, and both are merged."))
+        model.save_pretrained(adapter)
+        trainer.processing_class.save_pretrained(adapter)
+        networks.merge(networks.starting_point(launch), adapter, writing)  # not in memory: it may hold 4 bits there
+        shutil.rmtree(adapter)
+    else:
+        model.save_pretrained(writing)
+        trainer.processing_class.save_pretrained(writing)
     publish(writing, launch.folder / "model")
 
 
