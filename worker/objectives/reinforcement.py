@@ -23,10 +23,11 @@ def kl_estimate(logps: Tensor, ref_logps: Tensor, estimator: Estimator) -> Tenso
 
     With ρ = log π − log π_ref: k1 = ρ, k2 = ρ²/2, k3 = e^(−ρ) − 1 + ρ. Schulman 2020, "Approximating KL Divergence".
 
-    As a number k1 and k3 are unbiased (k3 ≥ 0 and steadier), k2 is biased by a term of third order. In the reward,
-    where nothing flows through it, k1 gives the gradient of the divergence. As a loss it is k2 that does, because
-    E[ρ·∇log π] = ∇KL(π‖π_ref); k1 gives E[∇log π] = 0, no constraint at all, and k3 gives
-    E[(1 − π_ref/π)·∇log π] = ∇KL(π_ref‖π), which is another divergence.
+    As a number k1 and k3 are unbiased (k3 ≥ 0 and steadier), k2 is off by a term of third order. What pulls the policy
+    is another matter. In the reward, where nothing flows through it, k1 gives the gradient of the divergence; k2 and k3
+    do not. As a loss k2 does, because E[ρ·∇log π] = ∇KL(π‖π_ref); k1 gives E[∇log π] = 0, no constraint at all, and k3
+    gives E[(1 − π_ref/π)·∇log π] = ∇KL(π_ref‖π), another divergence with another optimum.
+    ``tests/worker/objectives/test_bandit.py`` shows how far each ends from the best policy.
     """
     rho = logps - ref_logps
     match estimator:

@@ -174,7 +174,15 @@ class KLPenalty(Strict):
     place: Literal["reward", "loss"] = "reward"
     """Subtracted from the reward of every token, or added to the loss."""
     estimator: Literal["k1", "k2", "k3"] = "k1"
-    """With ρ = log π/π_ref: k1 = ρ, k2 = ρ²/2, k3 = e^(−ρ) − 1 + ρ (Schulman 2020). In the reward k1 is unbiased; in the loss k2's gradient is right and k3 is DeepSeek's."""
+    """With ρ = log π/π_ref: k1 = ρ, k2 = ρ²/2, k3 = e^(−ρ) − 1 + ρ (Schulman 2020). In the reward k1 leads to the best policy; in the loss k2 does, k1 would do nothing, and k3 (DeepSeek's) pulls by KL(π_ref‖π) instead."""
+
+    @model_validator(mode="after")
+    def _pulls(self) -> Self:
+        if self.place == "loss" and self.estimator == "k1":
+            raise ValueError(
+                "k1 in the loss has no gradient on average and holds nothing; use k2, or put it in the reward"
+            )
+        return self
 
 
 def _loss_k3() -> KLPenalty:
