@@ -115,6 +115,12 @@ class Encoder:
             for ids, mask in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True)
         ]
 
+    def openings(self, prompts: Sequence[Any]) -> list[list[int]]:
+        """Token ids of prompts alone, all plain or all conversations, opened for the answer."""
+        if isinstance(prompts[0], str):
+            return self.ids(prompts, special=True)
+        return self.ids([self.render(prompt, reply=True) for prompt in prompts], special=False)
+
     def texts(self, texts: Sequence[Any]) -> list[list[int]]:
         """Token ids of whole plain texts or conversations."""
         if isinstance(texts[0], str):
@@ -135,6 +141,9 @@ class Encoder:
             "empty": "{} prompts were left out: they hold no token.",
             "dropped": "{} rows were left out: within {} tokens nothing that counts in the loss is left.",
             "identical": "{} pairs were left out: chosen and rejected are the same.",
+            "ties": "{} pairs were left out: neither side is better, and only probabilities can say so to the loss.",
+            "turned": "{} pairs changed sides: fewer than half of the annotators preferred what is chosen.",
+            "unscored": "{} rows were left out: they have no score of an attribute that is learned.",
             "broken": "{} messages hold a control token of the model; an invisible character makes it plain text.",
         }
         return [

@@ -152,10 +152,18 @@ def demonstrations(encoder: Encoder, rows: list[Row], *, completion_only: bool) 
     return columns
 
 
-def comparisons(encoder: Encoder, rows: list[Row]) -> Columns:
-    """``prompt_ids``, ``chosen_ids`` and ``rejected_ids`` for methods that compare completions of one prompt."""
+def comparisons(encoder: Encoder, rows: list[Row], *, use_probability: bool = False) -> Columns:
+    """``prompt_ids``, ``chosen_ids`` and ``rejected_ids`` for methods that compare completions of one prompt.
+
+    With *use_probability* also ``probability``; a row that has none says its chosen side is certain.
+    """
     columns: Columns = {"prompt_ids": [], "chosen_ids": [], "rejected_ids": []}
-    for _, chosen, rejected in _compared(encoder, rows):
+    if use_probability:
+        check_probability(rows)
+        columns["probability"] = []
+    for row, chosen, rejected in _compared(encoder, rows):
+        if use_probability:
+            columns["probability"].append(1.0 if row["probability"] is None else row["probability"])
         start = min(len(chosen.prompt), len(rejected.prompt))
         whole_chosen, whole_rejected = chosen.prompt + chosen.completion, rejected.prompt + rejected.completion
         columns["prompt_ids"].append(whole_chosen[:start])
@@ -164,18 +172,39 @@ def comparisons(encoder: Encoder, rows: list[Row]) -> Columns:
     return columns
 
 
-def scored_pairs(encoder: Encoder, rows: list[Row], *, use_margin: bool) -> Columns:
-    """``chosen_ids`` and ``rejected_ids``, prompt included, and ``margin`` if asked for, for a reward model."""
-    columns: Columns = {"chosen_ids": [], "rejected_ids": [], **({"margin": []} if use_margin else {})}
+def scored_pairs(
+    encoder: Encoder, rows: list[Row], *, use_margin: bool = False, use_probability: bool = False
+) -> Columns:
+    """What a reward model learns from: ``chosen_ids``, ``rejected_ids``, both with the prompt, ``prompt_tokens``.
+
+    And ``margin`` and ``probability`` if asked for; a row without one has margin 0 and is certain. Without probabilities
+    a tie (0.5) is left out, and what is chosen by fewer than half changes sides.
+    """
+    columns: Columns = {"chosen_ids": [], "rejected_ids": [], "prompt_tokens": []}
     if use_margin and "margin" not in rows[0]:
         raise SpecCannotWork(
             "the rows have no margin", remedy="Turn it off, or use a dataset with margins.", field="use_margin"
         )
+    if use_probability:
+        check_probability(rows)
+    columns |= {name: [] for name, asked in (("margin", use_margin), ("probability", use_probability)) if asked}
     for row, chosen, rejected in _compared(encoder, rows):
+        known = row.get("probability")
+        probability = 1.0 if known is None else known
+        if not use_probability:
+            if probability == 0.5:
+                encoder.counts["ties"] += 1
+                continue
+            if probability < 0.5:
+                encoder.counts["turned"] += 1
+                chosen, rejected = rejected, chosen
         columns["chosen_ids"].append(chosen.prompt + chosen.completion)
         columns["rejected_ids"].append(rejected.prompt + rejected.completion)
+        columns["prompt_tokens"].append(min(len(chosen.prompt), len(rejected.prompt)))
         if use_margin:
             columns["margin"].append(row["margin"] or 0.0)
+        if use_probability:
+            columns["probability"].append(probability)
     return columns
 
 
@@ -200,6 +229,50 @@ def _compared(encoder: Encoder, rows: list[Row]) -> Iterator[tuple[Row, Pair, Pa
 
 def _cut(pair: Pair, length: int) -> Pair:
     return Pair(pair.prompt[:length], pair.completion[: max(0, length - len(pair.prompt))])
+
+
+def check_probability(rows: list[Row]) -> None:
+    """Raises :class:`SpecCannotWork` unless the rows have probabilities from 0 to 1."""
+    if "probability" not in rows[0]:
+        raise SpecCannotWork(
+            "the rows have no probability",
+            remedy="Turn it off, or use a dataset with probabilities: several annotators' answers, frozen, have them.",
+            field="use_probability",
+        )
+    for row in rows:
+        if row["probability"] is not None and not 0 <= row["probability"] <= 1:
+            raise SpecCannotWork(
+                f"a row's probability is {row['probability']}", remedy="Import numbers from 0 to 1.", field="dataset"
+            )
+
+
+def thumbs(encoder: Encoder, rows: list[Row]) -> Columns:
+    """``prompt_ids``, ``completion_ids`` and ``label``: thumbs as they are, or each pair as one up and one down."""
+    columns: Columns = {"prompt_ids": [], "completion_ids": [], "label": []}
+    for pair, label in _split_pairs(encoder, rows) if "chosen" in rows[0] else _labeled(encoder, rows):
+        columns["prompt_ids"].append(pair.prompt)
+        columns["completion_ids"].append(pair.completion)
+        columns["label"].append(label)
+    return columns
+
+
+def _split_pairs(encoder: Encoder, rows: list[Row]) -> Iterator[tuple[Pair, bool]]:
+    for _, chosen, rejected in _compared(encoder, rows):
+        yield chosen, True
+        yield rejected, False
+
+
+def _labeled(encoder: Encoder, rows: list[Row]) -> Iterator[tuple[Pair, bool]]:
+    pairs = encoder.pairs([row["prompt"] for row in rows], [row["completion"] for row in rows])
+    for row, pair in zip(rows, pairs, strict=True):
+        if row["label"] is None:  # it would silently count as a thumb down
+            raise SpecCannotWork("a row has no label", remedy="Import the rows again with labels.", field="dataset")
+        encoder.counts["cut"] += len(pair.prompt) + len(pair.completion) > encoder.max_length
+        pair = _cut(pair, encoder.max_length)
+        if not pair.completion:
+            encoder.counts["dropped"] += 1
+            continue
+        yield pair, row["label"]
 
 
 # --- all of it ---------------------------------------------------------------------------------------------------

@@ -1,0 +1,79 @@
+"""Rows that carry grades, as token ids: completions with scores of attributes, and solutions with a label for each step."""
+
+import hashlib
+import math
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from backend.datasets.rows import Row
+from worker.encoding import IGNORED, Encoder
+from worker.rows import Columns, canonical_prompt
+
+
+def attribute_scores(encoder: Encoder, rows: list[Row], *, attributes: Sequence[str]) -> Columns:
+    """``input_ids``, ``scores`` (K; not a number where the row says nothing), ``prompt_tokens``, ``prompt_key``."""
+    pairs = encoder.pairs([row["prompt"] for row in rows], [row["completion"] for row in rows])
+    columns: Columns = {"input_ids": [], "prompt_tokens": [], "scores": [], "prompt_key": []}
+    for row, pair in zip(rows, pairs, strict=True):
+        known = row["scores"] or {}
+        scores = [math.nan if (score := known.get(name)) is None else float(score) for name in attributes]
+        if all(map(math.isnan, scores)):
+            encoder.counts["unscored"] += 1
+            continue
+        encoder.counts["cut"] += len(pair.prompt) + len(pair.completion) > encoder.max_length
+        ids = (pair.prompt + pair.completion)[: encoder.max_length]
+        if len(ids) <= len(pair.prompt):
+            encoder.counts["dropped"] += 1
+            continue
+        columns["input_ids"].append(ids)
+        columns["prompt_tokens"].append(len(pair.prompt))
+        columns["scores"].append(scores)
+        columns["prompt_key"].append(_key(row))
+    return columns
+
+
+def _key(row: Row) -> int:
+    """A number by which rows of one prompt find each other."""
+    return int.from_bytes(hashlib.blake2b(canonical_prompt(row).encode(), digest_size=7).digest(), "big")
+
+
+def solutions(encoder: Encoder, rows: list[Row], *, separator: str, first_error_only: bool) -> Columns:
+    """``input_ids``, ``ends`` (S: the last token of each step), ``labels`` (S: 1 right, 0 wrong) for a process reward model.
+
+    A label that does not count is ``IGNORED``: with *first_error_only* that of each step after the first wrong one.
+    ``right``: whether no step is wrong, those that were cut off included.
+    """
+    columns: Columns = {"input_ids": [], "prompt_tokens": [], "ends": [], "labels": [], "right": []}
+    for row, prompt in zip(rows, encoder.openings([row["prompt"] for row in rows]), strict=True):
+        told = list(zip(row["completions"], row["labels"], strict=True))
+        plain = isinstance(row["prompt"], str)
+        steps = [step if plain else encoder.defuse(step) for step, _ in told]
+        ids, ends = join_steps(encoder.tokenizer, prompt, steps, separator)
+        wrong = next((n for n, (_, right) in enumerate(told) if not right), len(told))
+        labels = [IGNORED if first_error_only and n > wrong else int(right) for n, (_, right) in enumerate(told)]
+        kept = sum(end < encoder.max_length for end in ends)
+        encoder.counts["cut"] += kept < len(ends)
+        if not kept:
+            encoder.counts["dropped"] += 1
+            continue
+        columns["input_ids"].append(ids[: ends[kept - 1] + 1])
+        columns["prompt_tokens"].append(len(prompt))
+        columns["ends"].append(ends[:kept])
+        columns["labels"].append(labels[:kept])
+        columns["right"].append(int(wrong == len(told)))
+    return columns
+
+
+def join_steps(
+    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], steps: Sequence[str], separator: str
+) -> tuple[list[int], list[int]]:
+    """Token ids of *prompt* and *steps*, each ended by *separator*, and the place of each step's last token.
+
+    Step by step, so that no token reaches across a step's end, and a separator inside a step ends nothing.
+    """
+    ids, ends = list(prompt), []
+    for step in tokenizer([step + separator for step in steps], add_special_tokens=False)["input_ids"]:
+        ids += step
+        ends.append(len(ids) - 1)
+    return ids, ends
