@@ -155,13 +155,13 @@ def demonstrations(encoder: Encoder, rows: list[Row], *, completion_only: bool) 
 def comparisons(encoder: Encoder, rows: list[Row], *, use_probability: bool = False) -> Columns:
     """``prompt_ids``, ``chosen_ids`` and ``rejected_ids`` for methods that compare completions of one prompt.
 
-    With *use_probability* also ``probability``; a row that has none says its chosen side is certain.
+    With *use_probability* also ``probability``, 1 for a row that has none; without it as in :func:`_decided`.
     """
     columns: Columns = {"prompt_ids": [], "chosen_ids": [], "rejected_ids": []}
     if use_probability:
         check_probability(rows)
         columns["probability"] = []
-    for row, chosen, rejected in _compared(encoder, rows):
+    for row, chosen, rejected in (_compared if use_probability else _decided)(encoder, rows):
         if use_probability:
             columns["probability"].append(1.0 if row["probability"] is None else row["probability"])
         start = min(len(chosen.prompt), len(rejected.prompt))
@@ -236,7 +236,7 @@ def check_probability(rows: list[Row]) -> None:
     if "probability" not in rows[0]:
         raise SpecCannotWork(
             "the rows have no probability",
-            remedy="Turn it off, or use a dataset with probabilities: several annotators' answers, frozen, have them.",
+            remedy="Turn it off, or use rows with a probability: what several annotators said, frozen, has one.",
             field="use_probability",
         )
     for row in rows:
@@ -244,6 +244,19 @@ def check_probability(rows: list[Row]) -> None:
             raise SpecCannotWork(
                 f"a row's probability is {row['probability']}", remedy="Import numbers from 0 to 1.", field="dataset"
             )
+
+
+def _decided(encoder: Encoder, rows: list[Row]) -> Iterator[tuple[Row, Pair, Pair]]:
+    """Pairs for a method that knows no probability: a tie (0.5) is left out, and below it the two change sides."""
+    for row, chosen, rejected in _compared(encoder, rows):
+        probability = row.get("probability")
+        if probability == 0.5:
+            encoder.counts["ties"] += 1
+        elif probability is not None and probability < 0.5:
+            encoder.counts["turned"] += 1
+            yield row, rejected, chosen
+        else:
+            yield row, chosen, rejected
 
 
 def thumbs(encoder: Encoder, rows: list[Row]) -> Columns:
@@ -257,7 +270,7 @@ def thumbs(encoder: Encoder, rows: list[Row]) -> Columns:
 
 
 def _split_pairs(encoder: Encoder, rows: list[Row]) -> Iterator[tuple[Pair, bool]]:
-    for _, chosen, rejected in _compared(encoder, rows):
+    for _, chosen, rejected in _decided(encoder, rows):
         yield chosen, True
         yield rejected, False
 

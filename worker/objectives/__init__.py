@@ -7,6 +7,35 @@ scores; ``reinforcement``: advantages, divergences, clipped losses.
 """
 
 from worker.objectives.likelihood import IGNORED, sft_loss, token_logps
-from worker.objectives.preferences import dpo_loss, ipo_loss, reward_loss
+from worker.objectives.preferences import (
+    dpo_loss,
+    hinge_loss,
+    ipo_loss,
+    kto_loss,
+    kto_reference_point,
+    log_odds_ratio,
+    log_ratios,
+    orpo_loss,
+    reward_loss,
+    robust_loss,
+    simpo_loss,
+    soft,
+)
 
-__all__ = ["IGNORED", "dpo_loss", "ipo_loss", "reward_loss", "sft_loss", "token_logps"]
+__all__ = [
+    "IGNORED",
+    "dpo_loss",
+    "hinge_loss",
+    "ipo_loss",
+    "kto_loss",
+    "kto_reference_point",
+    "log_odds_ratio",
+    "log_ratios",
+    "orpo_loss",
+    "reward_loss",
+    "robust_loss",
+    "sft_loss",
+    "simpo_loss",
+    "soft",
+    "token_logps",
+]

@@ -101,6 +101,10 @@ class DPOSpec(TrainingSpec):
     reference: Literal["beside", "before"] = "beside"
     """The reference's log-probabilities: computed beside every step (a second copy; for an adapter, the adapter switched off), or all of them before the first."""
 
+    def columns(self) -> dict[str, str]:
+        """The column of probabilities if they are read."""
+        return {"probability": "use_probability"} if self.use_probability else {}
+
 
 class KTOSpec(TrainingSpec):
     """Thumbs instead of pairs: each completion is desirable or not. Ethayarajh et al. 2024, arXiv:2402.01306, Eq. 8."""

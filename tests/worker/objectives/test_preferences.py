@@ -9,10 +9,10 @@ import torch
 from datasets import Dataset
 
 from backend.demo import corpus
-from backend.runs.specs import IPO, DPOSpec, Sigmoid
+from backend.runs.specs import IPO, DPOSpec, Hinge, Robust, Sigmoid
 from tests.worker.running import BASE
 from worker import networks, objectives, rows
-from worker.recipes.dpo import DPO, loss_arguments
+from worker.recipes.dpo import DPO, SoftDPO, loss_arguments
 from worker.recipes.reward import Reward
 from worker.recipes.sft import SFT
 
@@ -76,11 +76,11 @@ def test_dpo_loss() -> None:
 
     Loss log 10/9; with ε = .1: .9·log 10/9 + .1·log 10 = 0.32508. Where policy and reference agree: log 2.
     """
-    pair = (log(0.3), log(0.2), log(0.1), log(0.2))
-    assert objectives.dpo_loss(*pair, beta=2).item() == pytest.approx(math.log(10 / 9), abs=1e-6)
-    assert objectives.dpo_loss(*pair, beta=2, label_smoothing=0.1).item() == pytest.approx(0.32508, abs=1e-5)
-    same = (log(0.3), log(0.2), log(0.3), log(0.2))
-    assert objectives.dpo_loss(*same, beta=2).item() == pytest.approx(math.log(2))
+    h = objectives.log_ratios(log(0.3), log(0.2), log(0.1), log(0.2))
+    assert objectives.dpo_loss(h, beta=2).item() == pytest.approx(math.log(10 / 9), abs=1e-6)
+    assert objectives.dpo_loss(h, beta=2, label_smoothing=0.1).item() == pytest.approx(0.32508, abs=1e-5)
+    same = objectives.log_ratios(log(0.3), log(0.2), log(0.3), log(0.2))
+    assert objectives.dpo_loss(same, beta=2).item() == pytest.approx(math.log(2))
 
 
 def test_ipo_loss() -> None:
@@ -88,10 +88,10 @@ def test_ipo_loss() -> None:
 
     It is 0 exactly where h̄ = 1/2β, here for β = 1 / log 3.
     """
-    pair = (log(0.3), log(0.2), log(0.1), log(0.2), torch.tensor([2]), torch.tensor([5]))
-    assert objectives.ipo_loss(*pair, beta=0.5).item() == pytest.approx((math.log(3) / 2 - 1) ** 2, abs=1e-6)
-    assert objectives.ipo_loss(*pair, beta=0.5).item() == pytest.approx(0.20313, abs=1e-5)
-    assert objectives.ipo_loss(*pair, beta=1 / math.log(3)).item() == pytest.approx(0, abs=1e-12)
+    h = log(3) / 2 - 0 / 5
+    assert objectives.ipo_loss(h, beta=0.5).item() == pytest.approx((math.log(3) / 2 - 1) ** 2, abs=1e-6)
+    assert objectives.ipo_loss(h, beta=0.5).item() == pytest.approx(0.20313, abs=1e-5)
+    assert objectives.ipo_loss(h, beta=1 / math.log(3)).item() == pytest.approx(0, abs=1e-12)
 
 
 # --- TRL computes the same --------------------------------------------------------------------------------------
@@ -168,39 +168,59 @@ LOSSES = [
     Sigmoid(label_smoothing=0.1, sft_weight=0.3),
     Sigmoid(sft_weight=0.7),
     IPO(),
+    Hinge(),
+    Robust(label_smoothing=0.2),
 ]
 
 
+def moved(model: Any, by: float = 0.02) -> Any:
+    """The same model a little elsewhere, so that no log-ratio is zero."""
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += by * torch.randn_like(parameter)
+    return model
+
+
+def sums_of(model: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities of the completions and their numbers of tokens, both (B,), chosen before rejected."""
+    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+    with torch.no_grad():
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        logps, counts = objectives.token_logps(logits, labels)
+    return logps.sum(1), counts.sum(1)
+
+
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)
-def test_trl_dpo(tokenizer: Any, tmp_path: Path, loss: Sigmoid | IPO) -> None:
-    """The policy is moved away from its reference, so that no term is zero."""
+@pytest.mark.parametrize("soft", [False, True], ids=["certain", "soft"])
+def test_trl_dpo(tokenizer: Any, tmp_path: Path, loss: Any, soft: bool) -> None:
+    """Our functions, TRL's loss, and ours with probabilities of 1 are the same number."""
     from trl import DPOConfig
 
-    data = Dataset.from_dict(rows.comparisons(encoder(tokenizer), corpus.preference_pairs(4, 0)))
-    spec = DPOSpec(base_model=1, dataset=1, loss=loss, beta=0.4)
-    policy, plain, reference = networks.load(BASE), networks.load(BASE), networks.load(BASE)
-    for model in (policy, plain):
-        torch.manual_seed(2)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter += 0.02 * torch.randn_like(parameter)
+    spec = DPOSpec(base_model=1, dataset=1, loss=loss, beta=0.4, use_probability=soft)
+    pairs = [row | {"probability": 1.0} for row in corpus.preference_pairs(4, 0)]
+    data = Dataset.from_dict(rows.comparisons(encoder(tokenizer), pairs, use_probability=soft))
     args = {**loss_arguments(spec), "beta": spec.beta, "disable_dropout": False}
-    made = trainer(DPO, DPOConfig, policy, data, tokenizer, tmp_path, args=args, ref_model=networks.load(BASE))
+    more = {"args": args, "ref_model": networks.load(BASE), **({"spec": spec} if soft else {})}
+    made = trainer(SoftDPO if soft else DPO, DPOConfig, moved(networks.load(BASE)), data, tokenizer, tmp_path, **more)
     batch = batch_of(made, data)
     theirs = made.compute_loss(made.model, dict(batch)).item()
 
-    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
-    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-    with torch.no_grad():
-        logps, counts = objectives.token_logps(plain(**inputs).logits, labels)
-        references, _ = objectives.token_logps(reference(**inputs).logits, labels)
-    sums = (*logps.sum(1).chunk(2), *references.sum(1).chunk(2))
-    if isinstance(loss, IPO):
-        ours = objectives.ipo_loss(*sums, *counts.sum(1).chunk(2), beta=spec.beta)
-    else:
-        chosen_logps, chosen_counts = logps.chunk(2)[0], counts.chunk(2)[0]
-        ours = objectives.dpo_loss(*sums, beta=spec.beta, label_smoothing=loss.label_smoothing)
-        ours += loss.sft_weight * -chosen_logps.sum() / chosen_counts.sum()
+    sums, tokens = sums_of(moved(networks.load(BASE)), batch)
+    references, _ = sums_of(networks.load(BASE), batch)
+    h = objectives.log_ratios(*sums.chunk(2), *references.chunk(2))
+    match loss:
+        case Sigmoid():
+            ours = objectives.dpo_loss(h, beta=spec.beta, label_smoothing=loss.label_smoothing).mean()
+            ours += loss.sft_weight * -sums.chunk(2)[0].sum() / tokens.chunk(2)[0].sum()
+        case Robust():
+            ours = objectives.robust_loss(h, beta=spec.beta, label_smoothing=loss.label_smoothing).mean()
+        case Hinge():
+            ours = objectives.hinge_loss(h, beta=spec.beta).mean()
+        case IPO():
+            means, reference_means = sums / tokens, references / tokens
+            h = objectives.log_ratios(*means.chunk(2), *reference_means.chunk(2))
+            ours = objectives.ipo_loss(h, beta=spec.beta).mean()
     assert abs(theirs - math.log(2)) > 1e-3
     assert theirs == pytest.approx(ours.item(), rel=2e-6)
 

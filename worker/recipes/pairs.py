@@ -1,0 +1,169 @@
+"""What methods on pairs share whose loss is ours: one pass over both sides, the numbers told, a trainer without a reference.
+
+Columns in: ``prompt_ids``, ``chosen_ids``, ``rejected_ids``. Numbers out, under TRL's names: ``rewards/{chosen,rejected,
+margins,accuracies}``, ``logps/{chosen,rejected}`` (summed over the completion, whatever the loss averages, so that
+methods can be compared), ``entropy``, ``num_tokens``. A pair with equal rewards is not a win.
+
+Log-probabilities come from TRL's fused head: of completion tokens only, without keeping the (B, T, V) logits.
+Left out: the load-balancing loss of mixtures of experts.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+from trl import DPOConfig
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+from trl.trainer.utils import add_fused_lm_head
+
+from worker.objectives import IGNORED
+from worker.recipes import training
+from worker.rows import Prepared
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+
+class Side(NamedTuple):
+    """The chosen or the rejected completions of a batch."""
+
+    logps: Tensor
+    """Summed log-probabilities (B,)."""
+    tokens: Tensor
+    """How many tokens each of them has (B,)."""
+
+    @property
+    def mean(self) -> Tensor:
+        """Log-probability per token (B,)."""
+        return self.logps / self.tokens
+
+
+class Judged(NamedTuple):
+    """What an objective says of a batch."""
+
+    loss: Tensor
+    """A number."""
+    chosen: Tensor
+    """Rewards of the chosen completions (B,)."""
+    rejected: Tensor
+    """Rewards of the rejected ones (B,)."""
+    told: Mapping[str, Tensor] = {}
+    """More numbers for the log."""
+
+
+Objective = Callable[[Side, Side], Judged]
+
+
+class Sides(NamedTuple):
+    """One pass of the policy over a batch of pairs."""
+
+    chosen: Side
+    rejected: Side
+    entropy: Tensor
+    """Mean over the completions' tokens."""
+
+
+def passed(model: Any, inputs: Mapping[str, Tensor]) -> Sides:
+    """Both sides at once: rows of *inputs* are the chosen ones, then the rejected ones (2B, T)."""
+    counts = inputs["completion_mask"][:, 1:]  # (2B, T-1)
+    outputs = model(
+        input_ids=inputs["input_ids"],
+        attention_mask=inputs["attention_mask"],
+        labels=inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, IGNORED),
+        use_cache=False,
+        fused_lm_head=True,
+    )
+    logps = outputs.log_probs.sum(1)  # (2B,)
+    tokens = counts.sum(1).clamp(min=1)  # (2B,)
+    chosen, rejected = (Side(*side) for side in zip(logps.chunk(2), tokens.chunk(2), strict=True))
+    return Sides(chosen, rejected, (outputs.entropy.detach() * counts).sum() / counts.sum().clamp(min=1))
+
+
+def tell(trainer: Any, inputs: Mapping[str, Tensor], sides: Sides, judged: Judged) -> None:
+    """Put a batch's numbers where TRL's trainers collect theirs."""
+    mode = "train" if trainer.model.training else "eval"
+    gather = trainer.accelerator.gather_for_metrics
+    if mode == "train":
+        trainer._total_train_tokens += gather(inputs["attention_mask"].sum()).sum().item()
+    trainer._metrics[mode]["num_tokens"] = [trainer._total_train_tokens]
+    numbers = {
+        "rewards/chosen": judged.chosen,
+        "rewards/rejected": judged.rejected,
+        "rewards/margins": judged.chosen - judged.rejected,
+        "rewards/accuracies": (judged.chosen > judged.rejected).float(),
+        "logps/chosen": sides.chosen.logps,
+        "logps/rejected": sides.rejected.logps,
+        "entropy": sides.entropy,
+        **judged.told,
+    }
+    for name, values in numbers.items():
+        trainer._metrics[mode][name].append(gather(values.detach()).mean().item())
+
+
+class WithoutReference(training.Frame):
+    """Trains on pairs by a loss of the policy alone; the loss is a mean over the batch's pairs."""
+
+    loss_is_scaled_for_ga = False
+    """The loss is a mean over one forward pass: transformers divides it by the number of passes per step."""
+
+    def __init__(
+        self,
+        model: Any,
+        objective: Objective,
+        *,
+        args: DPOConfig,
+        prepared: Prepared,
+        processing_class: PreTrainedTokenizerBase,
+        peft_config: "PeftConfig | None",
+    ) -> None:
+        """*model* is changed in place: it gets the fused head, and the adapter if there is one."""
+        torch.manual_seed(args.seed)  # draws the adapter
+        add_fused_lm_head(model, outputs=("log_probs", "entropy"))
+        if peft_config is not None:
+            from peft import get_peft_model
+
+            model = get_peft_model(model, peft_config)
+            if args.gradient_checkpointing:
+                model.enable_input_require_grads()
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=DataCollatorForPreference(pad_token_id=int(processing_class.pad_token_id)),
+            train_dataset=prepared.train,
+            eval_dataset=prepared.held_out,
+            processing_class=processing_class,
+        )
+        self._objective = objective
+        self._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
+        self._total_train_tokens = 0
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns = ["prompt_ids", "chosen_ids", "rejected_ids"]
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """The objective's loss of a batch; its numbers are kept for the log."""
+        sides = passed(model, inputs)
+        judged = self._objective(sides.chosen, sides.rejected)
+        tell(self, inputs, sides, judged)
+        return judged.loss
+
+    def prediction_step(
+        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Tensor, None, None]:
+        """The loss of a held-out batch, without gradients."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return self.compute_loss(model, inputs).detach(), None, None
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the means since the last call."""
+        mode = "train" if self.model.training else "eval"
+        prefix = "eval_" if mode == "eval" else ""
+        logs |= {f"{prefix}{name}": sum(values) / len(values) for name, values in self._metrics[mode].items()}
+        self._metrics[mode].clear()
+        super().log(logs, start_time)
