@@ -1,39 +1,94 @@
-"""What each demo run improves on held-out prompts: ``python -m tests.benchmarks.learning [method …]``.
+"""The table of what every method improves on held-out prompts: ``python -m tests.benchmarks.learning [row …]``.
 
-Three seeds per method, from the demo's base model, with the specs that the demo project offers. Printed before → after:
-the method's own held-out metric, and for policies the share of polite and of well-formed replies and of right sums
-(sampled at temperature 1, and greedy).
+Each row is a run of the demo's tiny model with the spec that the demo project offers, three seeds, one process each.
+Printed as Markdown: the method's own held-out figure before → after with its spread over the seeds, a second figure that
+the loss does not know (the share of polite replies, of right sums), seconds of the whole process, and its peak memory.
+Results are kept in ``--work``; an interrupted table goes on where it stopped, ``--jobs`` runs several rows at once.
 """
 
-import sys
-import tempfile
+import argparse
+import json
+import os
+import statistics
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from backend.datasets.rows import RowType
+from backend.datasets.rows import Row, RowType
 from backend.demo import corpus, specs
-from backend.runs.specs import LoRA, TrainingSpec
-from tests.worker.running import BASE, launch, run, write_rows
+from backend.runs.specs import LoRA, ModelFolder, TrainingSpec
+from tests.worker.running import BASE, Attempt, launch, write_rows
 from worker import networks, rows
 from worker.sampling import complete
 
+SEEDS = (0, 1, 2)
 ADAPTER = LoRA(rank=8, alpha=16)
-METHODS: dict[str, tuple[Any, str]] = {
-    "sft": (specs.sft, "eval_loss"),
-    "reward": (specs.reward, "eval_accuracy"),
-    "dpo": (specs.dpo, "eval_rewards/accuracies"),
-    "ipo": (specs.ipo, "eval_rewards/accuracies"),
-    "sft_lora": (lambda *a, **k: specs.sft(*a, weights=ADAPTER, **k), "eval_loss"),
-    "reward_lora": (lambda *a, **k: specs.reward(*a, weights=ADAPTER, **k), "eval_accuracy"),
-    "dpo_lora": (lambda *a, **k: specs.dpo(*a, weights=ADAPTER, **k), "eval_rewards/accuracies"),
+
+Judged = Literal["", "polite sampled", "right sampled", "right greedy", "polite greedy"]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of the table."""
+
+    group: str
+    spec: Callable[..., TrainingSpec]
+    data: Callable[[], list[Row]]
+    row_type: RowType
+    figure: str
+    """The held-out metric of the run."""
+    judged: Judged = ""
+    """What an independent look at the finished model counts."""
+    needs: str = ""
+    """The line whose model of the same seed scores completions, as model 2."""
+
+
+PAIRS = partial(corpus.preference_pairs, 3000, 10)
+SHOWN = partial(corpus.demonstrations, 3000, 10)
+ACCURACY = "eval_rewards/accuracies"
+
+
+def _pairs(spec: Callable[..., TrainingSpec], **more: Any) -> Line:
+    made = partial(spec, **more)
+    return Line("offline preference", made, PAIRS, RowType.PREFERENCE, ACCURACY, "polite sampled")
+
+
+LINES: dict[str, Line] = {
+    "SFT": Line("supervised", specs.sft, SHOWN, RowType.PROMPT_COMPLETION, "eval_loss", "polite sampled"),
+    "SFT, LoRA": Line(
+        "supervised",
+        partial(specs.sft, weights=ADAPTER),
+        SHOWN,
+        RowType.PROMPT_COMPLETION,
+        "eval_loss",
+        "polite sampled",
+    ),
+    "SFT, DoRA": Line(
+        "supervised",
+        partial(specs.sft, weights=ADAPTER.model_copy(update={"dora": True})),
+        SHOWN,
+        RowType.PROMPT_COMPLETION,
+        "eval_loss",
+        "polite sampled",
+    ),
+    "Reward model": Line("reward models", specs.reward, PAIRS, RowType.PREFERENCE, "eval_accuracy"),
+    "Reward model, LoRA": Line(
+        "reward models", partial(specs.reward, weights=ADAPTER), PAIRS, RowType.PREFERENCE, "eval_accuracy"
+    ),
+    "DPO": _pairs(specs.dpo),
+    "DPO, LoRA": _pairs(specs.dpo, weights=ADAPTER),
+    "IPO": _pairs(specs.ipo),
 }
 
 
-def behavior(folder: Path, count: int = 200) -> dict[str, float]:
-    """How the model in *folder* answers held-out prompts: shares of *count*."""
+def behavior(folder: Path, judged: Judged, count: int = 200) -> float:
+    """The share of *count* held-out prompts that the model in *folder* answers well."""
     torch.set_num_threads(1)
     if (folder / "adapter_config.json").exists():
         from peft import PeftModel
@@ -43,46 +98,88 @@ def behavior(folder: Path, count: int = 200) -> dict[str, float]:
         model = networks.load(folder)
     tokenizer = networks.load_tokenizer(BASE)
     encoder = rows.Encoder(tokenizer, 128)
-    shares: dict[str, float] = {}
-    for share_sums in (0.0, 1.0):
-        prompts = [row["prompt"] for row in corpus.prompts(count, 5, share_sums=share_sums)]
-        ids = [tokenizer(encoder.render(p, reply=True), add_special_tokens=False)["input_ids"] for p in prompts]
-        for mode, temperature in (("greedy", 0.0), ("sampled", 1.0)):
-            texts = [s.text for s in complete(model, tokenizer, ids, max_new_tokens=56, temperature=temperature)]
-            if share_sums:
-                right = [corpus.answer_is_right(p[0]["content"], t) for p, t in zip(prompts, texts, strict=True)]
-                shares[f"right {mode}"] = sum(right) / count
-            else:
-                shares[f"polite {mode}"] = sum(map(corpus.is_polite, texts)) / count
-                shares[f"well-formed {mode}"] = sum(map(corpus.is_well_formed, texts)) / count
-    return shares
+    what, how = judged.split()
+    prompts = [row["prompt"] for row in corpus.prompts(count, 5, share_sums=float(what == "right"))]
+    ids = [tokenizer(encoder.render(p, reply=True), add_special_tokens=False)["input_ids"] for p in prompts]
+    written = complete(model, tokenizer, ids, max_new_tokens=56, temperature=float(how == "sampled"))
+    if what == "right":
+        good = [corpus.answer_is_right(p[0]["content"], one.text) for p, one in zip(prompts, written, strict=True)]
+    else:
+        good = [corpus.is_polite(one.text) for one in written]
+    return sum(good) / count
 
 
-def main(names: list[str]) -> None:
-    before = behavior(BASE)
-    print("base:", "  ".join(f"{key} {value:.2f}" for key, value in before.items()), flush=True)
-    for name in names or list(METHODS):
-        make, metric = METHODS[name]
-        for seed in (0, 1, 2):
-            with tempfile.TemporaryDirectory() as place:
-                folder = Path(place)
-                spec: TrainingSpec = make(1, 1, seed=seed)
-                shows = name.startswith("sft")
-                data = corpus.demonstrations(3000, 10) if shows else corpus.preference_pairs(3000, 10)
-                row_type = RowType.PROMPT_COMPLETION if shows else RowType.PREFERENCE
-                path = write_rows(folder / "rows.parquet", data)
-                started = time.monotonic()
-                attempt = run(launch(folder / "run", spec, path, row_type))
-                seconds = time.monotonic() - started
-                metrics = attempt.metrics()
-                line = (
-                    f"{name:12s} seed {seed}  {metric} {metrics[0][metric]:.3f} → {metrics[max(metrics)][metric]:.3f}"
-                )
-                if not name.startswith("reward"):
-                    after = behavior(folder / "run" / "model")
-                    line += "  " + "  ".join(f"{key} {before[key]:.2f} → {after[key]:.2f}" for key in after)
-                print(f"{line}  ({seconds:.0f} s)", flush=True)
+def carry_out(name: str, seed: int, work: Path) -> dict[str, Any]:
+    """One run of one row, or what is known of it from before."""
+    folder = work / name.replace(", ", "-").replace(" ", "-").lower() / str(seed)
+    known = folder / "result.json"
+    if known.exists():
+        return dict(json.loads(known.read_text()))
+    line = LINES[name]
+    folder.mkdir(parents=True, exist_ok=True)
+    models = {}
+    if line.needs:
+        needed = work / line.needs.replace(", ", "-").replace(" ", "-").lower() / str(seed) / "run" / "model"
+        adapter = (needed / "adapter_config.json").exists()
+        models[2] = ModelFolder(folder=needed, adapter_base=BASE if adapter else None)
+    path = write_rows(folder / "rows.parquet", line.data())
+    started = time.monotonic()
+    attempt = Attempt(launch(folder / "run", line.spec(1, 1, seed=seed), path, line.row_type, models=models))
+    _, status, usage = os.wait4(attempt.process.pid, 0)
+    seconds = time.monotonic() - started
+    attempt.process.returncode = os.waitstatus_to_exitcode(status)
+    assert attempt.process.returncode == 0, attempt.log()
+    metrics = attempt.metrics()
+    told = [values[line.figure] for _, values in sorted(metrics.items()) if line.figure in values]
+    result = {"before": told[0], "after": told[-1], "seconds": seconds, "mib": usage.ru_maxrss / 1024}
+    if line.judged:
+        result["judged"] = behavior(folder / "run" / "model", line.judged)
+    known.write_text(json.dumps(result))
+    print(f"{name}, seed {seed}: {json.dumps(result)}", flush=True)
+    return result
+
+
+def table(names: list[str], results: dict[tuple[str, int], dict[str, Any]], base: dict[str, float]) -> str:
+    """The results as Markdown."""
+
+    def spread(values: list[float]) -> str:
+        low, high = min(values), max(values)
+        return f"{statistics.mean(values):.3g}" + (f" ({low:.3g} … {high:.3g})" if high > low else "")
+
+    text = [
+        "| method | held-out figure | before | after, three seeds | judged apart | seconds | peak MiB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in names:
+        line, of = LINES[name], [results[name, seed] for seed in SEEDS if (name, seed) in results]
+        if not of:
+            continue
+        apart = f"{line.judged}: {base[line.judged]:.2f} → {spread([r['judged'] for r in of])}" if line.judged else ""
+        text.append(
+            f"| {name} | `{line.figure}` | {spread([r['before'] for r in of])} | {spread([r['after'] for r in of])} "
+            f"| {apart} | {statistics.mean(r['seconds'] for r in of):.0f} | {max(r['mib'] for r in of):.0f} |"
+        )
+    return "\n".join(text)
+
+
+def main() -> None:
+    """Fill the table and print it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", nargs="*", help="rows of the table; all without")
+    parser.add_argument("--work", type=Path, default=Path("/tmp/studio-learning"), help="where results are kept")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once")
+    parser.add_argument("--seeds", type=int, default=len(SEEDS))
+    given = parser.parse_args()
+    names = given.rows or list(LINES)
+    needed = [LINES[name].needs for name in names if LINES[name].needs]
+    base = {judged: behavior(BASE, judged) for judged in sorted({LINES[name].judged for name in names} - {""})}
+    results: dict[tuple[str, int], dict[str, Any]] = {}
+    with ThreadPoolExecutor(given.jobs) as pool:
+        for wave in (list(dict.fromkeys(needed)), [name for name in names if name not in needed]):
+            asked = [(name, seed) for name in wave for seed in SEEDS[: given.seeds]]
+            results |= dict(zip(asked, pool.map(lambda one: carry_out(*one, given.work), asked), strict=True))
+    print(table(names, results, base), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
