@@ -8,28 +8,30 @@ from urllib.parse import urlencode
 from sqlalchemy.orm import Session
 
 from backend.accounts.actors import Actor
-from backend.runs import glossary, metrics, readout, service, views
+from backend.runs import meanings, metrics, readout, service, views
 from backend.runs.readout import View
 
 
 def compare(session: Session, actor: Actor, chosen: Sequence[View], prompt: int) -> dict[str, Any]:
     """What the page shows of two or more *chosen* runs; *prompt* counts from 0 among the prompts that they share."""
-    named: dict[tuple[str, int], str] = {}
+    named: dict[tuple[str, Any], str] = {}
     for view in chosen:
         if view.model:
             named["base_model", view.model.id] = view.model.label
         if view.version:
             named["dataset", view.version.id] = view.version.label
+    named |= readout.scoring_models(session, [view.spec for view in chosen])
     differing, count = views.differences([view.spec for view in chosen], named)
     measured = {view.id: metrics.keys_of(session, view.id) for view in chosen}
     held_out = {
-        view.id: readout.points(session, view.id, [key for key in measured[view.id] if glossary.is_held_out(key)])
+        view.id: readout.points(session, view.id, [key for key in measured[view.id] if meanings.is_held_out(key)])
         for view in chosen
     }
     charts = []
-    for chart in views.overlaid([view.method for view in chosen]):
+    all_keys = {key for keys in measured.values() for key in keys}
+    for chart in views.overlaid([view.method for view in chosen], all_keys):
         key = chart.keys[0][0]
-        if any(key in keys for keys in measured.values()):
+        if key in all_keys:
             charts.append(
                 (
                     chart,
@@ -39,7 +41,7 @@ def compare(session: Session, actor: Actor, chosen: Sequence[View], prompt: int)
                             "key": key,
                             "label": f"#{view.id}",
                             "slot": slot,
-                            "held_out": glossary.is_held_out(key),
+                            "held_out": meanings.is_held_out(key),
                         }
                         for slot, view in enumerate(chosen, 1)
                     ],

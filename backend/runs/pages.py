@@ -1,21 +1,18 @@
 """Pages of runs: the list, the form of a new one, one run with its tabs, comparing, workers and the queue."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
-from sqlalchemy.orm import Session
 
 from backend.accounts.access import Engineer, Viewer
 from backend.accounts.actors import Actor, Permission
-from backend.datasets import service as datasets
 from backend.errors import NotFound
-from backend.registry import service as registry
-from backend.runs import comparing, glossary, metrics, readout, service, specs, tabs, views
+from backend.runs import comparing, forms, glossary, meanings, metrics, readout, service, specs, tabs, views
 from backend.runs.lifecycle import STATES
 from backend.web.rendering import render
 from backend.web.units import UnitOfWork
@@ -57,7 +54,7 @@ def list_page(
         state=state,
         method=method,
         states=STATES,
-        methods=list(specs.METHODS),
+        methods=specs.TITLES,
         filters=urlencode({key: value for key, value in (("state", state), ("method", method)) if value}),
         paged=after is not None,
         next=found[PAGE - 1].id if len(found) > PAGE else None,
@@ -67,10 +64,6 @@ def list_page(
 
 
 # ---- a new run ---------------------------------------------------------------------------------------------------
-
-
-def _stock(rows: Sequence[Any]) -> str:
-    return f"{len(rows)} dataset version{'' if len(rows) == 1 else 's'}" if rows else "none yet"
 
 
 @router.get("/projects/{project_id}/runs/new")
@@ -86,98 +79,7 @@ def new_page(
         method = method or parent.method
     if method and method not in specs.METHODS:
         raise NotFound(f"There is no method “{method}”.", remedy="The methods are " + ", ".join(specs.METHODS) + ".")
-    fitting = {
-        name: datasets.list_project_versions(session, actor, project_id, row_types=specs.NEEDS[name])
-        for name in specs.METHODS
-    }
-    models = _base_models(session, actor, project_id, method)
-    choice = next((choice for choice in views.CHOICES if choice.method == method), None)
-    context: dict[str, Any] = {
-        "project_id": project_id,
-        "parent": parent,
-        "method": method,
-        "title": choice.title if choice else "",
-        "because": choice.because if choice else "",
-        "chooser": [asdict(choice) | {"stock": _stock(fitting[choice.method])} for choice in views.CHOICES],
-        "ready": False,
-        "missing": None,
-    }
-    if method:
-        versions = fitting[method]
-        context["ready"] = bool(versions and models)
-        if not models:
-            context["missing"] = {
-                "title": "There is no model to start from",
-                "text": "A run starts from a base model or from what an earlier run made.",
-                "href": f"/projects/{project_id}/models",
-                "does": "Register a base model",
-            }
-        elif not versions:
-            needs = " or ".join(sorted(kind.replace("_", " ") for kind in specs.NEEDS[method]))
-            context["missing"] = {
-                "title": "No dataset version fits",
-                "text": f"This method learns from {needs} rows. Import some, or freeze the judgments of a labeling session.",
-                "href": f"/projects/{project_id}/datasets",
-                "does": "Import a dataset",
-            }
-        else:
-            context |= _form(session, project_id, method, models, versions, parent)
-    return render(request, "runs/new.html", **context)
-
-
-def _base_models(session: Session, actor: Actor, project_id: int, method: str) -> list[dict[str, Any]]:
-    found = registry.list_models(session, actor, project_id, kind="language", limit=200)
-    if method == "sft":  # the first step of a chain starts from a base; later ones from the newest model
-        found = sorted(found, key=lambda model: model.run_id is not None)
-    return [{"id": model.id, "label": _model_label(model)} for model in found]
-
-
-def _model_label(model: Any) -> str:
-    said = "adapter" if model.adapter_of_id is not None else ("base" if model.run_id is None else "whole weights")
-    of_run = (
-        f", run #{model.run_id}" + (f" step {model.step}" if model.step is not None else "") if model.run_id else ""
-    )
-    return f"{model.name} · {said}{of_run}"
-
-
-def _version_label(version: Any) -> str:
-    return f"{version.dataset.name} v{version.number}"
-
-
-def _form(
-    session: Session,
-    project_id: int,
-    method: str,
-    models: list[dict[str, Any]],
-    versions: Sequence[Any],
-    parent: "Run | None",
-) -> dict[str, Any]:
-    """The JSON blocks that ``<spec-form>`` is built from."""
-    same_method = parent is not None and parent.method == method
-    return {
-        "schema": specs.spec_schema(method),
-        "options": {
-            "models": models,
-            "versions": [
-                {
-                    "id": version.id,
-                    "label": f"{_version_label(version)} · {version.row_count:,} rows",
-                    "rows": version.row_count,
-                    "row_type": version.row_type,
-                }
-                for version in versions
-            ],
-            "pace": readout.pace(session, project_id, method),
-        },
-        "presets": [asdict(preset) for preset in views.PRESETS[method]],
-        "start": {
-            "name": "",
-            "parent": parent.id if parent is not None and same_method else None,
-            "spec": parent.spec if parent is not None and same_method else None,
-            "home": f"/projects/{project_id}/runs",
-        },
-        "workers": readout.capacity(session),
-    }
+    return render(request, "runs/new.html", **forms.new_run(session, actor, project_id, method, parent))
 
 
 # ---- one run -----------------------------------------------------------------------------------------------------
@@ -198,7 +100,7 @@ def run_page(
     view = readout.shown(session, [found], whole=True)[0]
     keys = metrics.keys_of(session, run_id)
     steps = service.completion_steps(session, actor, run_id)
-    counts = {"charts": len({glossary.bare(key) for key in keys}) or None, "completions": len(steps) or None}
+    counts = {"charts": len({meanings.bare(key) for key in keys}) or None, "completions": len(steps) or None}
     context: dict[str, Any] = {
         "run": view,
         "tab": tab,

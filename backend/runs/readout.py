@@ -16,7 +16,8 @@ from sqlalchemy.orm import Session
 from backend.accounts import service as accounts
 from backend.datasets.tables import Dataset, DatasetVersion
 from backend.registry.tables import Model
-from backend.runs import glossary, metrics, service, specs, views
+from backend.runs import checks, glossary, metrics, service, specs, views
+from backend.runs.diagnosis import Series
 from backend.runs.lifecycle import LEASED
 from backend.runs.tables import MetricKey, MetricPoint, Run, RunCheckpoint, RunEvent, Worker
 
@@ -39,6 +40,22 @@ def model_links(session: Session, ids: Iterable[int]) -> dict[int, Link]:
         row.id: Link(row.id, row.name, f"run #{row.run_id}, step {row.step}" if row.run_id else "base")
         for row in session.execute(query)
     }
+
+
+def scoring_models(session: Session, compared: Sequence[specs.TrainingSpec]) -> dict[tuple[str, Any], str]:
+    """Names of the models that rewards consist of, by the field that names them and its value."""
+    links = model_links(session, [model for spec in compared for model in spec.other_models()])
+    return {
+        (leaf.path, leaf.value): ", ".join(links[i].label if i in links else str(i) for i in _ids(leaf.value))
+        for spec in compared
+        if links
+        for leaf in views.leaves(spec)
+        if leaf.name in ("model", "models")
+    }
+
+
+def _ids(value: Any) -> Sequence[int]:
+    return value if isinstance(value, tuple) else (value,)
 
 
 def version_links(session: Session, ids: Iterable[int]) -> dict[int, Link]:
@@ -81,7 +98,7 @@ def deciding(session: Session, runs: Sequence[Run]) -> dict[int, views.Change]:
     return {run_id: change for run_id, change in changes.items() if change is not None}
 
 
-def points(session: Session, run_id: int, keys: Iterable[str], *, most: int = 400) -> dict[str, glossary.Series]:
+def points(session: Session, run_id: int, keys: Iterable[str], *, most: int = 400) -> dict[str, Series]:
     """(step, value) by key, thinned out to about *most* each; what is not finite stays so."""
     found = metrics.series(session, run_id, sorted(set(keys)), most)
     return {
@@ -165,7 +182,7 @@ class Speaking:
 def workers(session: Session) -> list[Speaking]:
     """Workers heard within a day, or that hold runs, with what they do."""
     found = [Speaking(worker, seconds, runs) for worker, seconds, runs in service.list_workers(session)]
-    return [one for one in found if one.heard_seconds < service.FORGOTTEN_SECONDS or one.runs]
+    return [one for one in found if one.heard_seconds < checks.FORGOTTEN_SECONDS or one.runs]
 
 
 def queue(session: Session) -> Sequence[Run]:

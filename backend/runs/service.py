@@ -15,25 +15,30 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from backend.accounts.actors import Actor, Permission
-from backend.datasets import service as datasets
-from backend.datasets.rows import RowType
-from backend.datasets.tables import DatasetVersion
 from backend.errors import Conflict, Invalid, NotFound
 from backend.jobs import EXECUTE_RUN, enqueue
-from backend.registry import service as registry
 from backend.registry.tables import Model
 from backend.runs import history, metrics
+from backend.runs.checks import FORGOTTEN_SECONDS, InvalidSpec, check_spec
 from backend.runs.lifecycle import LEASED, TERMINAL
-from backend.runs.specs import NEEDS, TITLES, AnySpec, DPOSpec
+from backend.runs.specs import (
+    TITLES,
+    AdaptiveBeta,
+    AnySpec,
+    BatchBaseline,
+    DPOSpec,
+    GRPOSpec,
+    KTOSpec,
+    LeaveOneOut,
+    PPOSpec,
+    Resample,
+    SimPOSpec,
+)
 from backend.runs.tables import NOW, Run, RunCheckpoint, RunCompletion, RunEvent, Worker
 
 
 class NoSuchRun(NotFound):
     """There is no such run."""
-
-
-class InvalidSpec(Invalid):
-    """This run cannot be submitted."""
 
 
 class IdempotencyKeyReused(Invalid):
@@ -55,47 +60,6 @@ def _find(
         raise NoSuchRun("There is no such run, or it is not yours to see.")
     actor.require(permission, run.project_id)
     return run
-
-
-def check_spec(session: Session, actor: Actor, project_id: int, spec: AnySpec) -> tuple[Model, DatasetVersion]:
-    """The model and the rows that *spec* names, if they fit each other and the project. Raises with ``field`` and remedy."""
-    try:
-        model = registry.get_model(session, actor, spec.base_model)
-        if model.project_id != project_id:
-            raise NotFound("")
-    except NotFound:
-        raise InvalidSpec(
-            f"The project has no model {spec.base_model}.", field="base_model", remedy="Choose a model of the project."
-        ) from None
-    try:
-        version = datasets.get_version(session, actor, spec.dataset)
-        if version.dataset.project_id != project_id:
-            raise NotFound("")
-    except NotFound:
-        raise InvalidSpec(
-            f"The project has no dataset version {spec.dataset}.",
-            field="dataset",
-            remedy="Choose a dataset version of the project.",
-        ) from None
-    if model.kind != "language" and spec.method != "reward":
-        raise InvalidSpec(
-            f"“{model.name}” is a reward model: it gives numbers, no words.",
-            field="base_model",
-            remedy="Choose a language model.",
-        )
-    if RowType(version.row_type) not in NEEDS[spec.method]:
-        needed = " or ".join(sorted(kind.value.replace("_", " ") for kind in NEEDS[spec.method]))
-        raise InvalidSpec(
-            f"{spec.method.upper()} learns from {needed} rows; “{version.dataset.name}” version {version.number} holds "
-            f"{version.row_type.replace('_', ' ')} rows.",
-            field="dataset",
-            remedy=f"Choose a version with {needed} rows, or another method.",
-        )
-    if spec.optimization.warmup_steps > spec.optimization.steps:
-        raise InvalidSpec(
-            "The warm-up is longer than the run.", field="optimization.warmup_steps", remedy="Shorten the warm-up."
-        )
-    return model, version
 
 
 def submit_run(
@@ -159,11 +123,33 @@ def submit_run(
 
 
 def _name(spec: AnySpec, model: Model) -> str:
-    method = TITLES[spec.method]
-    if isinstance(spec, DPOSpec):
-        method = "IPO" if spec.loss.kind == "ipo" else method
-        return f"{method} on {model.name}, β {spec.beta:g}"
-    return f"{method} on {model.name}"
+    """What people would call it: the variant's own name, and β where it decides."""
+    method, beta = TITLES[spec.method], 0.0
+    match spec:
+        case DPOSpec(loss=loss, beta=beta):
+            method = {"sigmoid": method, "ipo": "IPO", "hinge": "Hinge DPO", "robust": "Robust DPO"}[loss.kind]
+        case KTOSpec(beta=beta) | SimPOSpec(beta=beta):
+            pass
+        case PPOSpec(kl=penalty) | GRPOSpec(kl=penalty):
+            beta = penalty.beta.initial if isinstance(penalty.beta, AdaptiveBeta) else penalty.beta.beta
+    if isinstance(spec, GRPOSpec):
+        method = _group_method(spec)
+    return f"{method} on {model.name}" + (f", β {beta:g}" if beta else "")
+
+
+def _group_method(spec: GRPOSpec) -> str:
+    match spec.advantage:
+        case LeaveOneOut():
+            return "RLOO"
+        case BatchBaseline():
+            return "REINFORCE"
+    if spec.ratio == "sequence":
+        return "GSPO"
+    if isinstance(spec.groups, Resample):
+        return "DAPO"
+    if spec.advantage.scale == "none" and spec.average == "constant":
+        return "Dr. GRPO"
+    return "GRPO"
 
 
 def cancel_run(session: Session, actor: Actor, run_id: int) -> Run:
@@ -269,8 +255,6 @@ from run r left join run_attempt a on a.run_id = r.id and a.attempt = r.attempt 
 """)
 
 SILENT_SECONDS = 25.0
-FORGOTTEN_SECONDS = 86400.0
-"""A worker that was not heard for a day and holds nothing is gone, not silent."""
 
 
 def status(session: Session, run_id: int) -> Status:

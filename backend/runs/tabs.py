@@ -7,23 +7,25 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from backend.accounts.actors import Actor
-from backend.runs import glossary, readout, service, views
+from backend.runs import diagnosis, glossary, meanings, readout, service, views
 from backend.runs.readout import View
 
 
 def overview(session: Session, actor: Actor, view: View, keys: Sequence[str], steps: Sequence[int]) -> dict[str, Any]:
     """Before and after, what looks wrong, the decisive charts and the last samples; *keys* and *steps* are what the run has."""
-    decisive = glossary.DECISIVE[view.method]
+    decisive = glossary.decisive(view.method, keys)
     wanted = (
         {key for chart in decisive for key, _ in chart.keys}
-        | {key for key in keys if glossary.is_held_out(key)}
+        | {key for key in keys if meanings.is_held_out(key) or key.endswith("unscored")}
         | {"grad_norm"}
     )
+    started = readout.started(session, view.id)
+    rows = started["held_out_rows"] if started else None
     series = readout.points(session, view.id, wanted & set(keys))
     samples = service.completions(session, actor, view.id, step=steps[-1], limit=64) if steps else []
     return {
         "changes": views.changes(view.method, series),
-        "findings": glossary.diagnose(view.method, series, finished=not view.active),
+        "findings": diagnosis.diagnose(view.method, series, finished=not view.active, held_out_rows=rows),
         "charts": [(chart, views.lines(chart, view.id)) for chart in decisive],
         "samples": samples,
         "samples_step": steps[-1] if steps else None,
@@ -89,6 +91,7 @@ def spec(session: Session, actor: Actor, view: View) -> dict[str, Any]:
             "base_model": readout.model_links(session, [parent.base_model_id])[parent.base_model_id].label,
             "dataset": readout.version_links(session, [parent.dataset_version_id])[parent.dataset_version_id].label,
         }
+    scoring = readout.scoring_models(session, [view.spec])
     rows = []
     for leaf in views.leaves(view.spec):
         link = words.get(leaf.path)
@@ -97,7 +100,7 @@ def spec(session: Session, actor: Actor, view: View) -> dict[str, Any]:
             SpecRow(
                 leaf.indent,
                 leaf.name,
-                link.label if link else views.said(leaf.value),
+                link.label if link else scoring.get((leaf.path, leaf.value)) or views.said(leaf.value),
                 views.href_of(leaf.path, leaf.value),
                 "none" if leaf.default is views.ABSENT else views.said(leaf.default),
                 leaf.changed,

@@ -1,13 +1,14 @@
 """What the pages of runs show, computed from a spec and from points: pure values, no tables, no web."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from backend.runs import glossary, specs
+from backend.runs import glossary, meanings, specs
+from backend.runs.diagnosis import Series
 
 ABSENT = object()
 
@@ -16,9 +17,16 @@ def said(value: Any) -> str:
     """A spec's value as one writes it: ``True`` → ``on``, ``0.00001`` → ``1e-05``."""
     if value is True or value is False:
         return "on" if value else "off"
+    if isinstance(value, tuple):
+        return ", ".join(map(said, value))
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return str(int(value))
     return "" if value is None else str(value)
+
+
+def readable(path: str) -> str:
+    """A dotted path as one reads it."""
+    return path.replace(".", " › ")
 
 
 @dataclass(frozen=True)
@@ -37,9 +45,8 @@ class Leaf:
 
     @property
     def indent(self) -> str:
-        """The rest of the path, with its dot."""
-        head = self.path.rpartition(".")[0]
-        return f"{head}." if head else ""
+        """The rest of the path, as one reads it: ``rewards › length ›``."""
+        return readable(self.path.rpartition(".")[0]) + (" › " if "." in self.path else "")
 
     @property
     def changed(self) -> bool:
@@ -51,6 +58,10 @@ def _default(field: FieldInfo) -> Any:
     return ABSENT if field.is_required() else field.get_default(call_default_factory=True)
 
 
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
 def leaves(spec: BaseModel, against: BaseModel | None = None, prefix: str = "") -> list[Leaf]:
     """Every field of *spec* by dotted path. *against* holds the defaults of a nested part, where the owner gives others."""
     found: list[Leaf] = []
@@ -60,10 +71,16 @@ def leaves(spec: BaseModel, against: BaseModel | None = None, prefix: str = "") 
         default = getattr(against, name) if against is not None and type(against) is type(spec) else _default(field)
         if isinstance(value, BaseModel):
             found += leaves(value, default if isinstance(default, BaseModel) else None, f"{path}.")
+        elif isinstance(value, list) and value and all(isinstance(item, BaseModel) for item in value):
+            for item in value:  # by their names, so that the same component of two runs is one field
+                found += leaves(item, None, f"{prefix}{getattr(item, 'name', '') or getattr(item, 'kind', '')}.")
+        elif isinstance(value, dict):
+            found += [Leaf(f"{path}.{key}", one, ABSENT, field.description or "") for key, one in value.items()]
         elif name != "method":
             if name == "kind" and against is not None:
                 default = getattr(against, "kind", ABSENT)
-            found.append(Leaf(path, value, default, field.description or (type(spec).__doc__ or "").strip()))
+            means = field.description or (type(spec).__doc__ or "").strip()
+            found.append(Leaf(path, _hashable(value), _hashable(default), means))
     return found
 
 
@@ -99,7 +116,7 @@ def href_of(path: str, value: Any) -> str | None:
 
 
 def differences(
-    compared: Sequence[specs.TrainingSpec], named: Mapping[tuple[str, int], str] | None = None
+    compared: Sequence[specs.TrainingSpec], named: Mapping[tuple[str, Any], str] | None = None
 ) -> tuple[list[Differing], int]:
     """Fields whose values differ between the specs, and how many fields there are. *named* puts words to ids: ``("dataset", 3)``."""
     values = [{"method": s.model_dump()["method"]} | {leaf.path: leaf.value for leaf in leaves(s)} for s in compared]
@@ -117,7 +134,7 @@ def differences(
             odd = has_usual and value != usual
             words = None if value is ABSENT else (named or {}).get((path, value), said(value))
             cells.append(Cell(words, odd, None if value is ABSENT else href_of(path, value)))
-        rows.append(Differing(path, cells))
+        rows.append(Differing(readable(path), cells))
     return rows, len(paths)
 
 
@@ -127,7 +144,7 @@ class Change:
 
     key: str
     name: str
-    better: glossary.Better
+    better: meanings.Better
     before: float
     after: float | None
     """``None`` while it was measured only once."""
@@ -140,11 +157,11 @@ class Change:
         return None if self.after is None else self.after - self.before
 
 
-def change(key: str, points: glossary.Series) -> Change | None:
+def change(key: str, points: Series) -> Change | None:
     """First and last value of *key*; ``None`` if it was never measured."""
     if not points:
         return None
-    known = glossary.meaning(key)
+    known = meanings.meaning(key)
     (first, before), (last, after) = points[0], points[-1]
     return Change(key, known.name.lower(), known.better, before, after if len(points) > 1 else None, first, last)
 
@@ -152,14 +169,10 @@ def change(key: str, points: glossary.Series) -> Change | None:
 SPEED = ("_runtime", "_per_second")
 
 
-def changes(method: str, series: Mapping[str, glossary.Series]) -> list[Change]:
+def changes(method: str, series: Mapping[str, Series]) -> list[Change]:
     """All held-out metrics, the deciding one first, then as the decisive charts order them."""
     order = [glossary.DECIDES[method]] + [key for chart in glossary.DECISIVE[method] for key, _ in chart.keys]
-    keys = [
-        key
-        for key in series
-        if glossary.is_held_out(key) and not key.endswith(SPEED) and glossary.bare(key) in glossary.MEANINGS
-    ]
+    keys = [key for key in series if meanings.is_held_out(key) and not key.endswith(SPEED) and meanings.is_known(key)]
     keys.sort(key=lambda key: (order.index(key) if key in order else len(order), key))
     return [found for key in keys if (found := change(key, series[key])) is not None]
 
@@ -179,16 +192,16 @@ class Final:
 
     key: str
     name: str
-    better: glossary.Better
+    better: meanings.Better
     cells: list[FinalCell]
 
 
-def finals(runs: Sequence[tuple[str, Mapping[str, glossary.Series], bool]]) -> list[Final]:
+def finals(runs: Sequence[tuple[str, Mapping[str, Series], bool]]) -> list[Final]:
     """Last held-out values of (method, series, still running) per run; the best is marked where a direction is known."""
     keys = dict.fromkeys(found.key for method, series, _ in runs for found in changes(method, series))
     rows = []
     for key in keys:
-        known = glossary.meaning(key)
+        known = meanings.meaning(key)
         last = [series[key][-1][1] if series.get(key) else None for _, series, _ in runs]
         finite = [value for value in last if value is not None and value == value]
         best = None
@@ -211,116 +224,32 @@ def lines(chart: glossary.Chart, run_id: int) -> list[dict[str, Any]]:
             "key": key,
             "label": "" if alone else label,
             "slot": 0 if alone else slot,
-            "held_out": glossary.is_held_out(key),
+            "held_out": meanings.is_held_out(key),
         }
         for slot, (key, label) in enumerate(chart.keys, 1)
     ]
 
 
-def overlaid(methods: Sequence[str]) -> list[glossary.Chart]:
-    """Charts that runs of these methods share, held-out values first: one metric each, so that lines are runs."""
+def overlaid(methods: Sequence[str], keys: Iterable[str] = ()) -> list[glossary.Chart]:
+    """Charts that runs of these methods share, held-out values first: one metric each, so that lines are runs.
+
+    *keys* are what the runs measured: with several rewards each is a chart too.
+    """
+    measured = list(keys)
     charts: dict[str, glossary.Chart] = {}
     for method in dict.fromkeys(methods):
-        for chart in glossary.DECISIVE[method]:
-            for key, _ in sorted(chart.keys, key=lambda pair: not glossary.is_held_out(pair[0])):
-                name = glossary.meaning(key).name + (", held out" if glossary.is_held_out(key) else "")
+        for chart in glossary.decisive(method, measured):
+            for key, _ in sorted(chart.keys, key=lambda pair: not meanings.is_held_out(pair[0])):
+                name = meanings.meaning(key).name + (", held out" if meanings.is_held_out(key) else "")
                 charts.setdefault(key, glossary.Chart(name, ((key, ""),)))
     deciding = [glossary.DECIDES[method] for method in dict.fromkeys(methods)]
     wanted = sorted(
         charts,
-        key=lambda key: (deciding.index(key) if key in deciding else len(deciding), not glossary.is_held_out(key)),
+        key=lambda key: (deciding.index(key) if key in deciding else len(deciding), not meanings.is_held_out(key)),
     )
     return [
-        glossary.Chart(charts[key].title, charts[key].keys, wide=index == 0) for index, key in enumerate(wanted[:9])
+        glossary.Chart(charts[key].title, charts[key].keys, wide=index == 0) for index, key in enumerate(wanted[:12])
     ]
-
-
-@dataclass(frozen=True)
-class Preset:
-    """Values for the form, with what they are for."""
-
-    name: str
-    does: str
-    values: dict[str, Any]
-
-
-_TINY: dict[str, Any] = {
-    "optimization.batch_size": 32,
-    "optimization.warmup_steps": 5,
-    "evaluation.max_rows": 128,
-    "evaluation.max_new_tokens": 48,
-    "max_length": 128,
-}
-"""What the tiny model of the demo takes about a minute for on two CPU cores; a test holds it equal to the demo's specs."""
-
-
-def _presets(tiny: dict[str, Any], tiny_lora: dict[str, Any], large: dict[str, Any]) -> tuple[Preset, ...]:
-    return (
-        Preset("Tiny model", "The tiny model of the demo: about a minute on two CPU cores.", _TINY | tiny),
-        Preset("Tiny, LoRA", "The same with an adapter.", _TINY | tiny | {"weights": "lora"} | tiny_lora),
-        Preset(
-            "Large, LoRA",
-            "A model of a billion parameters or more on one GPU.",
-            {
-                "optimization.steps": 500,
-                "optimization.batch_size": 4,
-                "optimization.accumulation": 8,
-                "optimization.warmup_steps": 20,
-                "weights": "lora",
-                "weights.rank": 16,
-                "weights.alpha": 32,
-            }
-            | large,
-        ),
-        Preset("Defaults", "Every field at its default.", {}),
-    )
-
-
-PRESETS: dict[str, tuple[Preset, ...]] = {
-    "sft": _presets(
-        {"optimization.steps": 80, "optimization.learning_rate": 5e-4},
-        {"optimization.learning_rate": 5e-3},
-        {"optimization.learning_rate": 2e-4},
-    ),
-    "reward": _presets(
-        {"optimization.steps": 60, "optimization.learning_rate": 5e-4},
-        {"optimization.learning_rate": 2e-3},
-        {"optimization.learning_rate": 1e-4},
-    ),
-    "dpo": _presets(
-        {"optimization.steps": 100, "optimization.learning_rate": 2e-4, "beta": 0.5, "loss.sft_weight": 1},
-        {"optimization.learning_rate": 1e-3},
-        {"optimization.learning_rate": 5e-6, "beta": 0.1},
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What somebody has, and the method it leads to."""
-
-    method: str
-    have: str
-    detail: str
-    leads: str
-    title: str
-    because: str
-
-
-CHOICES: tuple[Choice, ...] = (
-    Choice(
-        "sft", "Demonstrations", "texts or conversations as they should be", "SFT", "SFT",
-        "imitates the completions word by word. It is the first step for almost every model: it teaches the form in which preferences are learned later.",
-    ),
-    Choice(
-        "dpo", "Pairs", "two answers, one preferred", "DPO", "DPO",
-        "learns from pairs directly, without a reward model in between: one model to train, a frozen copy to compare with. β says how far it may move.",
-    ),
-    Choice(
-        "reward", "Pairs, and something should score", "a model that gives any text a number", "Reward model", "A reward model",
-        "learns to score texts so that the preferred one scores higher. Its held-out accuracy tells how much of the preference can be learned at all.",
-    ),
-)  # fmt: skip
 
 
 @dataclass(frozen=True)

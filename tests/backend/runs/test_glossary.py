@@ -2,11 +2,12 @@
 
 import math
 
-from backend.runs import glossary
+from backend.runs import glossary, meanings
+from backend.runs.diagnosis import Series, diagnose
 
 
-def _titles(method: str, series: dict[str, glossary.Series], finished: bool = True) -> list[str]:
-    return [finding.title for finding in glossary.diagnose(method, series, finished=finished)]
+def _titles(method: str, series: dict[str, Series], finished: bool = True) -> list[str]:
+    return [finding.title for finding in diagnose(method, series, finished=finished)]
 
 
 def test_no_points_no_sentences() -> None:
@@ -21,7 +22,7 @@ def test_direction_decides_what_learning_is() -> None:
 
 
 def test_nan_comes_first_with_its_step() -> None:
-    found = glossary.diagnose(
+    found = diagnose(
         "sft", {"loss": [(1, 2.0), (2, math.nan), (3, math.inf)], "eval_loss": [(0, 2.0), (3, 1.0)]}, finished=False
     )
     assert found[0].look
@@ -50,4 +51,4 @@ def test_all_keys_are_charted_training_and_held_out_together() -> None:
     assert [chart.title for chart in groups["general"]] == ["Loss"]
     assert groups["general"][0].keys == (("loss", "training"), ("eval_loss", "held out"))
     assert set(groups) == {"general", "rewards", "speed", "my"}
-    assert glossary.meaning("my/own").name == "my/own"
+    assert meanings.meaning("my/own").name == "my/own"

@@ -12,6 +12,7 @@ from backend.db import Sessions, unit_of_work
 from backend.errors import Forbidden, NotFound
 from backend.runs import events as said
 from backend.runs import metrics, service
+from backend.runs.checks import InvalidSpec
 from backend.runs.leases import Ending
 from backend.runs.specs import RewardSpec, SFTSpec
 from backend.runs.tables import Run
@@ -27,7 +28,7 @@ def test_submit_checks_what_it_names(sessions: Sessions, engineer: Actor, materi
             (SFTSpec(base_model=material.model_id, dataset=material.version_id), "dataset"),
         ]
         for spec, field in cases:
-            with pytest.raises(service.InvalidSpec) as refused:
+            with pytest.raises(InvalidSpec) as refused:
                 service.submit_run(session, engineer, material.project_id, spec)
             assert refused.value.fields["field"] == field
             assert refused.value.remedy

@@ -1,14 +1,19 @@
 """What pages say about specs and points."""
 
-from collections.abc import Mapping
+import copy
+import itertools
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
 
 from backend.demo import specs as demo
-from backend.runs import glossary, specs, views
+from backend.runs import glossary, meanings, presets, specs, views
+from backend.runs.diagnosis import Series
 
 SIGMOID = specs.DPOSpec(base_model=1, dataset=2)
+ANSWER = {"kind": "number", "column": "answer"}
+REWARD: dict[str, Any] = {"rewards": {"components": [ANSWER]}}
 IPO = specs.DPOSpec(base_model=1, dataset=3, beta=0.3, loss=specs.IPO(), weights=specs.LoRA(rank=4))
 
 
@@ -25,45 +30,95 @@ def test_leaves_reach_every_field_and_know_what_was_changed() -> None:
     assert "loss.label_smoothing" not in found, "a field of the other loss does not exist"
 
 
-def _nested(method: str, values: Mapping[str, Any]) -> Any:
-    """A preset as a spec: ``"weights": "lora"`` chooses the kind, ``"weights.rank"`` a field below it."""
-    spec: dict[str, Any] = {"method": method, "base_model": 1, "dataset": 1}
+def _spec(method: str, values: Mapping[str, Any]) -> Any:
+    """A preset as a spec, over what has no default, with a reward model put in as the form does."""
+    document: dict[str, Any] = {"method": method, "base_model": 1, "dataset": 1}
+    if method == "attribute_reward":
+        document["attributes"] = {"helpful": 1.0}
     for path, value in values.items():
         *parents, last = path.split(".")
-        place = spec
+        place = document
         for parent in parents:
-            place = place.setdefault(parent, {"kind": "sigmoid"} if parent == "loss" else {})
-        place[last] = {"kind": value} if path == "weights" else value
-    return specs.SPEC.validate_python(spec)
+            place = place.setdefault(parent, {})
+        place[last] = value
+    for component in document.get("rewards", {}).get("components", []):
+        if component["kind"] == "reward_model":
+            component["models"] = component["models"] or [7]
+    return specs.SPEC.validate_python(document)
+
+
+def _chosen(method: str) -> Iterator[Mapping[str, Any]]:
+    """Every choice of one preset per group."""
+    for chosen in itertools.product(*(group.presets for group in presets.PRESETS[method])):
+        yield {path: value for preset in chosen for path, value in preset.values.items()}
 
 
 @pytest.mark.parametrize("method", specs.METHODS)
-def test_every_method_has_valid_presets_charts_and_a_deciding_metric(method: str) -> None:
-    for preset in views.PRESETS[method]:
-        _nested(method, preset.values)
+def test_every_choice_of_presets_is_a_valid_spec(method: str) -> None:
+    for values in _chosen(method):
+        _spec(method, copy.deepcopy(values))
+    groups = presets.PRESETS[method]
+    owned = [{path for preset in group.presets for path in preset.values} for group in groups]
+    for one, other in itertools.combinations(owned, 2):
+        assert not one & other, "two groups of presets would overrule each other"
+
+
+@pytest.mark.parametrize("method", specs.METHODS)
+def test_every_method_has_charts_a_deciding_metric_a_way_to_it_and_an_equation(method: str) -> None:
     keys = [key for chart in glossary.DECISIVE[method] for key, _ in chart.keys]
     assert glossary.DECIDES[method] in keys
-    assert all(glossary.bare(key) in glossary.MEANINGS for key in keys)
-    assert any(choice.method == method for choice in views.CHOICES)
+    assert all(meanings.is_known(key) for key in keys)
+    assert meanings.meaning(glossary.DECIDES[method]).better in ("higher", "lower")
+    assert presets.way(method).title
+    assert presets.EQUATIONS[method].lines
 
 
-@pytest.mark.parametrize("method", specs.METHODS)
+@pytest.mark.parametrize("method", [name for name in specs.METHODS if hasattr(demo, name)])
 def test_the_tiny_presets_are_the_specs_of_the_demo(method: str) -> None:
     made = getattr(demo, method)
-    presets = {preset.name: preset.values for preset in views.PRESETS[method]}
-    assert _nested(method, presets["Tiny model"]) == made(1, 1)
-    assert _nested(method, presets["Tiny, LoRA"]) == made(1, 1, weights=specs.LoRA())
+    sizes = {preset.name: preset.values for preset in presets.PRESETS[method][0].presets}
+    assert _spec(method, sizes["Tiny model"]) == made(1, 1)
+    assert _spec(method, sizes["Tiny, LoRA"]) == made(1, 1, weights=specs.LoRA())
+
+
+def test_variants_of_grpo_are_what_their_papers_say() -> None:
+    chosen = {preset.name: preset.values for preset in presets.VARIANTS.presets}
+    made = {name: _spec("grpo", dict(values) | REWARD) for name, values in chosen.items()}
+    assert made["Dr. GRPO"].advantage.scale == "none"
+    assert made["Dr. GRPO"].average == "constant"
+    assert isinstance(made["DAPO"].groups, specs.Resample)
+    assert (made["DAPO"].clip_low, made["DAPO"].clip_high, made["DAPO"].drop_unfinished) == (0.2, 0.28, True)
+    assert made["GSPO"].ratio == "sequence"
+    assert made["RLOO"].kl.place == "reward"
+    assert made["GRPO (DeepSeekMath)"].kl.beta.beta == 0.04
+
+
+def test_components_are_fields_by_their_names() -> None:
+    length = {"kind": "length", "weight": 0.5, "target": 64}
+    one = _spec("grpo", {"rewards": {"components": [ANSWER, length]}})
+    other = _spec("grpo", {"rewards": {"components": [ANSWER, length | {"weight": 0.25}]}})
+    rows, _ = views.differences([one, other])
+    assert [(row.name, [cell.value for cell in row.cells]) for row in rows] == [
+        ("rewards › length › weight", ["0.5", "0.25"])
+    ]
+    alone = _spec("grpo", {"rewards": {"components": [ANSWER]}})
+    rows, _ = views.differences([one, alone])
+    assert all(row.name.startswith("rewards › length › ") and row.cells[1].value is None for row in rows)
+    scorer = _spec("ppo", {"rewards": {"components": [{"kind": "reward_model", "models": [3, 4]}]}})
+    assert views.said(next(leaf.value for leaf in views.leaves(scorer) if leaf.name == "models")) == "3, 4"
+    attributes = specs.AttributeRewardSpec(base_model=1, dataset=1, attributes={"helpful": 2.0})
+    assert {leaf.path for leaf in views.leaves(attributes)} >= {"attributes.helpful"}
 
 
 def test_compare_shows_only_what_differs() -> None:
     rows, fields = views.differences([SIGMOID, IPO, SIGMOID], {("dataset", 2): "pairs v1", ("dataset", 3): "pairs v2"})
     by_name = {row.name: row.cells for row in rows}
     assert fields > 20
-    assert "optimization.steps" not in by_name
+    assert "optimization › steps" not in by_name
     assert "method" not in by_name
     assert [cell.value for cell in by_name["dataset"]] == ["pairs v1", "pairs v2", "pairs v1"]
     assert [cell.odd for cell in by_name["beta"]] == [False, True, False]
-    assert by_name["loss.label_smoothing"][1].value is None, "does not apply to IPO"
+    assert by_name["loss › label_smoothing"][1].value is None, "does not apply to IPO"
     assert by_name["dataset"][1].href == "/versions/3"
 
 
@@ -74,7 +129,7 @@ def test_with_two_runs_nothing_is_odd() -> None:
 
 
 def test_changes_put_the_deciding_metric_first_and_leave_out_what_was_not_measured() -> None:
-    series: dict[str, glossary.Series] = {
+    series: dict[str, Series] = {
         "eval_loss": [(0, 0.69), (100, 0.4)],
         "eval_rewards/accuracies": [(0, 0.5), (100, 0.8)],
         "eval_runtime": [(0, 1.0)],
