@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 MERGED = "merged"
 """Folder of a run in which adapters and their bases are one model each."""
+_START = "start"
 
 Task = Literal["CAUSAL_LM", "SEQ_CLS", "TOKEN_CLS"]
 """What a model is for, in PEFT's words: it writes; it scores a text; it scores each token."""
@@ -54,7 +55,7 @@ def starting_point(launch: Launch) -> Path:
     A model that is an adapter is merged into its base, on disk: TRL builds a reference model from a path, and the
     reference must be exactly the model we start from. Merging is deterministic, so a later attempt may repeat it.
     """
-    return folder_of(ModelFolder(folder=launch.base_model, adapter_base=launch.adapter_base), launch.folder, "start")
+    return folder_of(ModelFolder(folder=launch.base_model, adapter_base=launch.adapter_base), launch.folder, _START)
 
 
 def folder_of(model: ModelFolder, folder: Path, name: str = "", *, field: str = "base_model") -> Path:
@@ -72,11 +73,16 @@ def folder_of(model: ModelFolder, folder: Path, name: str = "", *, field: str = 
             remedy="Take a model whose base is in the registry.",
             field=field,
         )
-    merged = folder / MERGED / (name or model.folder.name)
+    final = folder / MERGED / (name or model.folder.name)
     with ranks.first_goes_first():  # the others find it
-        if not merged.exists():
-            merge(model.adapter_base, model.folder, merged)
-    return merged
+        if not final.exists():
+            merge(model.adapter_base, model.folder, final)
+    return final
+
+
+def merged(folder: Path) -> Path:
+    """Where the run in *folder* merged the adapter that it starts from."""
+    return folder / MERGED / _START
 
 
 def merge(base: Path, adapter: Path, final: Path) -> None:
@@ -86,10 +92,10 @@ def merge(base: Path, adapter: Path, final: Path) -> None:
     check_files(base)
     task: Task = _json(adapter / "adapter_config.json").get("task_type") or "CAUSAL_LM"
     loaded = load(base, task=task, heads=_heads(adapter))
-    merged: Any = PeftModel.from_pretrained(loaded, str(adapter), local_files_only=True).merge_and_unload()
+    whole: Any = PeftModel.from_pretrained(loaded, str(adapter), local_files_only=True).merge_and_unload()
     writing = final.with_name(f".{final.name}.{os.getpid()}")
     shutil.rmtree(writing, ignore_errors=True)
-    merged.save_pretrained(writing)
+    whole.save_pretrained(writing)
     load_tokenizer(adapter if (adapter / "tokenizer.json").exists() else base).save_pretrained(writing)
     for path in adapter.glob("*.json"):  # what a recipe wrote beside its weights, such as a calibration
         if path.name not in ("adapter_config.json", "manifest.json") and not (writing / path.name).exists():
@@ -282,6 +288,7 @@ def lora_config(weights: Weights, *, reward: bool = False, task: Task | None = N
         lora_dropout=weights.dropout,
         use_dora=isinstance(weights, LoRA) and weights.dora,
         target_modules="all-linear",
+        exclude_modules=None if task == "CAUSAL_LM" else ["score"],
         modules_to_save=None if task == "CAUSAL_LM" else ["score"],  # a new head must be learned whole
         task_type=task,
     )

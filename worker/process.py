@@ -11,6 +11,7 @@ machine can resume. The recipe's manifest is checked by the hash that the store 
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -36,7 +37,8 @@ from backend.embedded import dies_with_parent
 from backend.runs import events as said
 from backend.runs import leases
 from backend.runs.leases import Claimed, Ending, LeaseLost
-from backend.runs.specs import Launch
+from backend.runs.specs import Launch, ModelFolder
+from worker.devices import command
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -50,6 +52,7 @@ BATCH_BYTES = 4 << 20
 OUTPUT_BYTES = 64 << 10
 """Of a process's output so much is kept with the run, from its end if it wrote more; the whole file stays in the folder."""
 LEAST_FREE_BYTES = 512 << 20
+_LAUNCHER = re.compile(r"[WE]\d{4} .*torch/distributed/")
 MARK = "STUDIO_ATTEMPT"
 """Environment variable by which every descendant of an attempt can be found, whatever group it moved to."""
 
@@ -220,6 +223,7 @@ class Attempt:
         self._failed: said.Failed | None = None
         self._finished: said.Finished | None = None
         self._broken: str | None = None
+        self._command: Sequence[str] = how.command
         self._output_at = 0
 
     # the database: unreachable is a reason to wait, a fence that is not ours is a reason to stop
@@ -348,31 +352,38 @@ class Attempt:
         self.folder.mkdir(parents=True)
         free = shutil.disk_usage(self.folder).free
         materials = self._insist(lambda session: leases.materials(session, claimed.run_id))
-        needed = LEAST_FREE_BYTES + 4 * sum(entry.size for entry in materials.base_model)
+        others = materials.other_models
+        needed = LEAST_FREE_BYTES + 4 * materials.base_model.size() + 2 * sum(files.size() for files in others.values())
         if free < needed:
             raise OSError(f"only {free >> 20} MiB of disk are free here, and the run needs {needed >> 20}")
-        base = lay_out(self._artifacts, materials.base_model, self.folder / "base")
-        adapter_base = None
-        if materials.adapter_base is not None:
-            adapter_base = lay_out(self._artifacts, materials.adapter_base, self.folder / "adapter-base")
+        base = self._lay_out_model(materials.base_model, "base")
         resume, step = self._resume()
         launch = Launch(
             spec=materials.spec,
             run_id=claimed.run_id,
             attempt=claimed.attempt,
             folder=self.folder,
-            base_model=base,
-            adapter_base=adapter_base,
+            base_model=base.folder,
+            adapter_base=base.adapter_base,
+            models={model_id: self._lay_out_model(files, f"models/{model_id}") for model_id, files in others.items()},
             rows=materials.rows.resolve(),
             row_type=materials.row_type,
             resume_from=resume,
         )
+        self._command = command(self._how.command, launch.spec.devices)
         path = self.folder / "spec.json"
         path.write_text(launch.model_dump_json(indent=1))
         self._insist(
             lambda session: leases.begin_attempt(session, claimed.run_id, claimed.fence, str(self.folder), step)
         )
         return path
+
+    def _lay_out_model(self, files: leases.ModelFiles, name: str) -> ModelFolder:
+        base = self.folder / f"{name}-base"
+        return ModelFolder(
+            folder=lay_out(self._artifacts, files.model, self.folder / name),
+            adapter_base=lay_out(self._artifacts, files.adapter_base, base) if files.adapter_base is not None else None,
+        )
 
     def _resume(self) -> tuple[Path | None, int]:
         claimed = self._claimed
@@ -409,7 +420,7 @@ class Attempt:
     def _start(self, spec: Path) -> "subprocess.Popen[bytes]":
         with (self.folder / "output.log").open("ab") as output:
             return subprocess.Popen(
-                [*self._how.command, str(spec)],
+                [*self._command, str(spec)],
                 stdout=output,
                 stderr=output,
                 stdin=subprocess.DEVNULL,
@@ -529,6 +540,8 @@ class Attempt:
             lines = (self.folder / "output.log").read_bytes()[-4000:].decode(errors="replace").strip().splitlines()
         except OSError:
             return ""
+        launcher = (number for number, line in enumerate(lines) if _LAUNCHER.match(line))
+        lines = lines[: next(launcher, len(lines))]  # torchrun repeats at length that a process of it failed
         return f" Its last words: {lines[-1][:300]}" if lines else ""
 
     def _conclude(self, ending: Ending) -> str:
@@ -556,7 +569,7 @@ class Attempt:
                 )
             )
             return "failed"
-        for name in ("base", "adapter-base", "resume", "merged"):
+        for name in ("base", "base-base", "models", "merged", "resume"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
         return ending.kind
 

@@ -4,7 +4,10 @@
 events, checkpoints and the finished model are its; the others compute.
 """
 
+import ctypes
 import os
+import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -28,6 +31,8 @@ def joined() -> Iterator[None]:
     if world() == 1:
         yield
         return
+    if sys.platform == "linux":  # torchrun gives each process a session of its own, and may be killed itself
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     group.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")

@@ -122,3 +122,16 @@ class Report:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class Silence(Report):
+    """What the other processes of a run say: nothing."""
+
+    def __init__(self) -> None:
+        """No file."""
+
+    def say(self, event: BaseModel) -> None:
+        """Not a word."""
+
+    def close(self) -> None:
+        """Nothing is open."""

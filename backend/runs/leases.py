@@ -25,7 +25,7 @@ from backend.registry import service as registry
 from backend.registry.tables import Model
 from backend.runs import events as said
 from backend.runs import history, metrics
-from backend.runs.specs import SPEC, AnySpec
+from backend.runs.specs import REWARD_MODELS, SPEC, AnySpec
 from backend.runs.tables import NOW, Run, RunAttempt, RunCheckpoint, RunCompletion, Worker
 
 FRUITLESS_ATTEMPTS = 3
@@ -116,27 +116,43 @@ def _held(session: Session, run_id: int, fence: int) -> Run:
     return run
 
 
+class ModelFiles(NamedTuple):
+    """A model in the artifact store; an adapter with the weights that it changes."""
+
+    model: Manifest
+    adapter_base: Manifest | None
+
+    def size(self) -> int:
+        """In bytes."""
+        return sum(entry.size for entry in [*self.model, *(self.adapter_base or [])])
+
+
 class Materials(NamedTuple):
     """What an attempt needs on its machine."""
 
     spec: AnySpec
     name: str
-    base_model: Manifest
-    adapter_base: Manifest | None
+    base_model: ModelFiles
+    other_models: dict[int, ModelFiles]
     rows: Path
     row_type: RowType
+
+
+def _files_of(session: Session, model_id: int) -> ModelFiles:
+    chain = registry.chain_of(session, session.get_one(Model, model_id))
+    return ModelFiles(registry.manifest_of(chain[-1]), registry.manifest_of(chain[-2]) if len(chain) > 1 else None)
 
 
 def materials(session: Session, run_id: int) -> Materials:
     """What the run's spec names, ready to be laid into the attempt's folder."""
     run = session.get_one(Run, run_id)
-    chain = registry.chain_of(session, session.get_one(Model, run.base_model_id))
     version = session.get_one(DatasetVersion, run.dataset_version_id)
+    spec = SPEC.validate_python(run.spec)
     return Materials(
-        SPEC.validate_python(run.spec),
+        spec,
         run.name,
-        registry.manifest_of(chain[-1]),
-        registry.manifest_of(chain[-2]) if len(chain) > 1 else None,
+        _files_of(session, run.base_model_id),
+        {model_id: _files_of(session, model_id) for model_id in spec.other_models()},
         datasets.rows_path(session, version),
         RowType(version.row_type),
     )
@@ -407,7 +423,7 @@ def conclude(session: Session, run_id: int, fence: int, ending: Ending, *, pause
             session,
             project_id=run.project_id,
             name=f"{run.name} (run {run.id})",
-            kind="reward" if run.method == "reward" else "language",
+            kind="reward" if run.method in REWARD_MODELS else "language",
             manifest=ending.model,
             adapter_of_id=run.base_model_id if adapter else None,
             run_id=run.id,

@@ -1,6 +1,7 @@
 """``python -m worker.recipes <folder>/spec.json``: carry out one launch, with or without a studio around it.
 
-Events go to ``events.jsonl`` in the launch's folder. SIGTERM and SIGUSR1 ask to stop: after this step, with a
+A spec for several processes is started by ``torchrun --nproc-per-node N -m worker.recipes <folder>/spec.json``; only the
+first process speaks. Events go to ``events.jsonl`` in the launch's folder. SIGTERM and SIGUSR1 ask to stop: after this step, with a
 checkpoint. Exit code 0: ``Finished`` was said; 78: the spec cannot work, ``Failed`` was said; anything else: try again
 from the last checkpoint, the trace is on standard error.
 """
@@ -16,7 +17,8 @@ from pydantic import ValidationError
 
 from backend.runs.events import Finished
 from backend.runs.specs import Launch
-from worker.report import Report, SpecCannotWork, Stop, StopRequested
+from worker import devices
+from worker.report import Report, Silence, SpecCannotWork, Stop, StopRequested
 
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",  # two threads on a busy machine are slower than one
@@ -48,15 +50,22 @@ def main(path: Path) -> int:
             report.say(reason.event())
         return CANNOT_WORK
     (launch.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    with Report(launch.folder / "events.jsonl") as report:
+    first = os.environ.get("RANK", "0") == "0"
+    with Report(launch.folder / "events.jsonl") if first else Silence() as report:
         return _carry_out(launch, report, stop)
 
 
 def _carry_out(launch: Launch, report: Report, stop: Stop) -> int:
     try:
         # imported late: torch takes seconds, and a new method is a spec and a file of its name
+        import torch
+
+        from worker import ranks
+
+        devices.check(launch.spec, world=ranks.world(), gpus=torch.cuda.device_count())
         recipe = importlib.import_module(f"worker.recipes.{launch.spec.method}")
-        recipe.run(launch, launch.spec, report, stop)
+        with ranks.joined():
+            recipe.run(launch, launch.spec, report, stop)
     except SpecCannotWork as error:
         report.say(error.event(traceback.format_exc()))
         return CANNOT_WORK

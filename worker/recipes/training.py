@@ -30,8 +30,8 @@ from transformers import (
 )
 
 from backend.runs.events import Checkpoint, Completion, Completions, Finished, Note, Started
-from backend.runs.specs import Adapter, Launch, TrainingSpec
-from worker import networks
+from backend.runs.specs import FSDP, Adapter, DeepSpeed, Launch, TrainingSpec
+from worker import devices, networks, ranks
 from worker.report import Report, SpecCannotWork, Stop, StopRequested
 from worker.rows import Prepared
 
@@ -39,8 +39,6 @@ MANIFEST = "manifest.json"
 _PROGRESS = "recipe.json"
 """What the trainer's own state leaves out: the spec, the tokens seen, the last step evaluated."""
 
-_NEEDED = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", _PROGRESS)
-"""Without one of these the trainer would silently start it afresh, and diverge."""
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 
@@ -55,7 +53,8 @@ def arguments(launch: Launch, prepared: Prepared) -> dict[str, Any]:
     gpu = torch.cuda.is_available()
     held_out = len(prepared.held_out)
     # TRL averages metrics over batches, not rows: batches of nearly equal size keep that honest
-    eval_batch = math.ceil(held_out / math.ceil(held_out / how.batch_size))
+    batches = math.ceil(held_out / (how.batch_size * ranks.world())) * ranks.world()
+    eval_batch = math.ceil(held_out / batches)
     return {
         "output_dir": str(launch.folder / "checkpoints" / ".writing"),
         "seed": spec.seed,
@@ -82,6 +81,7 @@ def arguments(launch: Launch, prepared: Prepared) -> dict[str, Any]:
         "bf16": gpu and torch.cuda.is_bf16_supported(),
         "gradient_checkpointing": gpu,
         "dataloader_pin_memory": gpu,
+        **devices.arguments(spec.devices),
     }
 
 
@@ -118,8 +118,7 @@ class Frame(Trainer):
         try:
             with self._apart():
                 metrics: dict[str, float] = super().evaluate(*args, **kwargs)
-                if samples := self.show():
-                    self.report.say(Completions(step=step, samples=samples))
+                self._show(step)
             self.evaluated = step
         except StopRequested:
             self._metrics["eval"].clear()
@@ -128,9 +127,35 @@ class Frame(Trainer):
             return {}
         return metrics
 
+    def write_model(self, folder: Path) -> None:
+        """Write the finished model, or its adapter, and the tokenizer to *folder*."""
+        model: Any = self.accelerator.unwrap_model(self.model)
+        for config in getattr(model, "peft_config", {}).values():
+            config.base_model_name_or_path = None  # a path of this machine says nothing elsewhere
+        model.save_pretrained(folder)
+        self.processing_class.save_pretrained(folder)
+
+    def _show(self, step: int) -> None:
+        """The first process writes texts, and the others wait; weights that are spread over processes write none."""
+        interrupted = False
+        try:
+            whole = not isinstance(self.launch.spec.devices, FSDP | DeepSpeed)
+            if whole and ranks.rank() == 0 and (samples := self.show()):
+                self.report.say(Completions(step=step, samples=samples))
+        except StopRequested:
+            interrupted = True
+        if ranks.any_of(interrupted):
+            raise StopRequested
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         step = self.state.global_step
         super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()  # each process has saved its own random state
+        if ranks.rank() == 0:
+            self._publish_checkpoint(step)
+        self.accelerator.wait_for_everyone()
+
+    def _publish_checkpoint(self, step: int) -> None:
         written = Path(str(self.args.output_dir)) / f"checkpoint-{step}"
         (written / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads back
         progress = {
@@ -165,13 +190,13 @@ class _Follow(TrainerCallback):
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if self.stop.requested:
+        if ranks.any_of(self.stop.requested):
             raise StopRequested
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        if self.stop.requested and state.global_step < state.max_steps:
+        if ranks.any_of(self.stop.requested) and state.global_step < state.max_steps:
             control.should_training_stop = control.should_save = True
             control.should_evaluate = False  # the resumed run makes up for it
         return control
@@ -196,6 +221,8 @@ def carry_out(
     parameters = networks.count(trainer.accelerator.unwrap_model(trainer.model))
     for note in prepared.notes:
         report.say(note)
+    if isinstance(spec.devices, FSDP | DeepSpeed) and spec.evaluation.completions:
+        report.say(Note(text="The weights are spread over processes, so no held-out texts are written."))
     stop.save_first()
     report.say(
         Started(
@@ -205,7 +232,8 @@ def carry_out(
             held_out_rows=len(prepared.held_out),
             trainable_parameters=parameters.trainable,
             total_parameters=parameters.total,
-            device=torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+            device=(f"{ranks.world()} × " if ranks.world() > 1 else "")
+            + (torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"),
             packages={"python": platform.python_version()}
             | {name: version(name) for name in ("torch", "transformers", "trl", "peft")},
         )
@@ -228,21 +256,19 @@ def _save_model(launch: Launch, trainer: Frame, report: Report) -> None:
     An adapter trained on top of an adapter is merged: two levels would need two bases to load.
     """
     writing, adapter = launch.folder / ".model", launch.folder / ".adapter"
-    for folder in (writing, adapter):
-        shutil.rmtree(folder, ignore_errors=True)
-    model: Any = trainer.accelerator.unwrap_model(trainer.model)
-    if isinstance(launch.spec.weights, Adapter):
-        for config in model.peft_config.values():
-            config.base_model_name_or_path = None  # a path of this machine says nothing elsewhere
+    if isinstance(launch.spec.devices, FSDP | DeepSpeed):
+        trainer.save_model(str(writing))  # every process gives its part
+    if ranks.rank() > 0:
+        return
     if isinstance(launch.spec.weights, Adapter) and launch.adapter_base is not None:
         report.say(Note(text="The model is saved with full weights: it continues an adapter, and both are merged."))
-        model.save_pretrained(adapter)
-        trainer.processing_class.save_pretrained(adapter)
-        networks.merge(networks.starting_point(launch), adapter, writing)  # not in memory: it may hold 4 bits there
+        shutil.rmtree(adapter, ignore_errors=True)
+        trainer.write_model(adapter)
+        networks.merge(networks.merged(launch.folder), adapter, writing)  # not in memory: it may hold 4 bits there
         shutil.rmtree(adapter)
-    else:
-        model.save_pretrained(writing)
-        trainer.processing_class.save_pretrained(writing)
+    elif not isinstance(launch.spec.devices, FSDP | DeepSpeed):
+        shutil.rmtree(writing, ignore_errors=True)
+        trainer.write_model(writing)
     publish(writing, launch.folder / "model")
 
 
@@ -282,6 +308,23 @@ def _remove(checkpoint: Path) -> None:
     shutil.rmtree(checkpoint)
 
 
+def _missing(spec: TrainingSpec, listed: set[str]) -> list[str]:
+    """Files without which the trainer would silently start something afresh, and diverge."""
+    number = devices.processes(spec.devices)
+    needed = ["trainer_state.json", "scheduler.pt", _PROGRESS]
+    needed += ["rng_state.pth"] if number == 1 else [f"rng_state_{rank}.pth" for rank in range(number)]
+    match spec.devices:
+        case FSDP():
+            optimizer = "optimizer"
+        case DeepSpeed():
+            optimizer = "global_step"
+        case _:
+            optimizer = "optimizer.pt"
+    if not any(name.startswith(optimizer) for name in listed):
+        needed.append(optimizer)
+    return [name for name in needed if name not in listed]
+
+
 def _prune(folder: Path, keep: int) -> None:
     steps = sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
     for old in steps[:-keep]:
@@ -306,7 +349,7 @@ def check_checkpoint(folder: Path, spec: TrainingSpec) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise damaged(f"is damaged: {error.__class__.__name__} in its manifest or a file it names") from error
     listed = {entry["name"] for entry in manifest}
-    missing = [name for name in _NEEDED if name not in listed]
+    missing = _missing(spec, listed)
     if not listed.intersection(_WEIGHTS):
         missing.append("the weights")
     if missing:
