@@ -1,21 +1,34 @@
 """The composition root of the web: settings in, one FastAPI application out. Start it with ``uvicorn --factory backend.app:create``."""
 
-import importlib
-import importlib.util
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from types import ModuleType
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from sqlalchemy import make_url
 from starlette.middleware import Middleware
 from starlette.staticfiles import StaticFiles
 
-from backend import __version__
+from backend import __version__, about, home
+from backend.accounts import api as accounts_api
+from backend.accounts import pages as accounts_pages
 from backend.artifacts import Artifacts
+from backend.datasets import api as datasets_api
+from backend.datasets import pages as datasets_pages
+from backend.datasets import service as datasets_service
 from backend.db import Sessions, connect, make_sessions
 from backend.jobs import make_celery
+from backend.labeling import api as labeling_api
+from backend.labeling import pages as labeling_pages
+from backend.labeling import service as labeling_service
 from backend.live import Bell
+from backend.projects import api as projects_api
+from backend.projects import pages as projects_pages
+from backend.registry import api as registry_api
+from backend.registry import pages as registry_pages
+from backend.registry import service as registry_service
+from backend.runs import api as runs_api
+from backend.runs import pages as runs_pages
+from backend.runs import service as runs_service
 from backend.runs import uses
 from backend.settings import Settings
 from backend.shell import Count, shell_maker
@@ -25,7 +38,33 @@ from backend.web.limits import RateLimits
 from backend.web.rendering import FRONTEND
 from backend.web.security import SameOrigin, SecurityHeaders
 
-PARTS = ("accounts", "projects", "datasets", "registry", "runs", "labeling")
+ROUTERS: list[APIRouter] = [
+    part.router
+    for part in (
+        accounts_api,
+        accounts_pages,
+        projects_api,
+        projects_pages,
+        datasets_api,
+        datasets_pages,
+        registry_api,
+        registry_pages,
+        runs_api,
+        runs_pages,
+        labeling_api,
+        labeling_pages,
+        home,
+        about,
+    )
+]
+RAIL_COUNTS: list[Count] = [
+    datasets_service.rail_counts,
+    registry_service.rail_counts,
+    runs_service.rail_counts,
+    labeling_service.rail_counts,
+]
+"""What the rail counts beside the names of the parts."""
+
 DESCRIPTION = """
 Everything the browser does, this API does too: import preferences, freeze judgments into dataset versions, train, watch, compare.
 
@@ -75,27 +114,12 @@ def create_app(settings: Settings, sessions: Sessions | None = None) -> FastAPI:
     app.state.sessions = made
     app.state.bell = bell
     app.state.limits = RateLimits(settings.redis_url, studio=make_url(settings.database_url).database or "")
-    app.state.make_shell = shell_maker(_counters())
+    app.state.make_shell = shell_maker(RAIL_COUNTS)
     # what runs tell the parts below them, which may not import runs
     app.state.version_uses = [uses.version_uses]
     app.state.tell_runs = uses.tell_runs
     problems.install(app)
-    for module in _routers():
-        app.include_router(module.router)
+    for router in ROUTERS:
+        app.include_router(router)
     app.mount("/static", StaticFiles(directory=FRONTEND / "dist", check_dir=False), name="static")
     return app
-
-
-def _routers() -> list[ModuleType]:
-    names = [f"backend.{part}.{kind}" for part in PARTS for kind in ("api", "pages")]
-    names += ["backend.home", "backend.about"]
-    return [importlib.import_module(name) for name in names if importlib.util.find_spec(name)]
-
-
-def _counters() -> list[Count]:
-    services = [
-        importlib.import_module(f"backend.{part}.service")
-        for part in PARTS
-        if importlib.util.find_spec(f"backend.{part}.service")
-    ]
-    return [service.rail_counts for service in services if hasattr(service, "rail_counts")]

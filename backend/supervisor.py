@@ -9,8 +9,6 @@ it cannot, the next ``up`` ends what was left over.
 import asyncio
 import contextlib
 import fcntl
-import importlib
-import importlib.util
 import json
 import os
 import secrets
@@ -33,6 +31,7 @@ from backend import embedded, migrate
 from backend.accounts import service as accounts
 from backend.artifacts import Artifacts
 from backend.db import connect, make_sessions, unit_of_work
+from backend.demo import seed
 from backend.jobs import HOUSEKEEPING_QUEUE, RUNS_QUEUE, make_celery
 from backend.settings import Settings
 
@@ -459,9 +458,9 @@ class Supervisor:
         try:
             artifacts = Artifacts(settings.artifacts_url, settings.studio_home / "artifact-cache")
             sessions = make_sessions(engine, artifacts=artifacts)
-            if self._demo and importlib.util.find_spec("backend.demo.seed"):
+            if self._demo:
                 try:
-                    importlib.import_module("backend.demo.seed").ensure(sessions, settings)
+                    seed.ensure(sessions, settings)
                 except Exception as error:  # the studio is useful without its demo, and must say that it is missing
                     self._say(f"the demo project could not be made: {type(error).__name__}: {error}")
             with unit_of_work(sessions) as session:
