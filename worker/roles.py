@@ -1,0 +1,261 @@
+"""The four roles of PPO (policy, reference, value, reward), played by models of their own or on one backbone.
+
+Classically each role is a model. But where only adapters are trained, the frozen weights are the same in all four, and
+one copy of them serves: policy and value are adapters that learn, the reward model is a third one that does not, the
+reference is what is left with all of them switched off. Both arrangements say exactly the same: reference and rewards
+agree with models loaded by themselves (``tests/worker/test_roles.py``), and ``tests/benchmarks/ppo_memory.py`` weighs
+them.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import copy
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from backend.runs.specs import Launch, ModelFolder, PPOSpec, QLoRA, ValueHead, ValueModel
+from worker import networks
+from worker.forward import Texts
+from worker.report import SpecCannotWork
+
+POLICY = "default"
+"""PEFT's own name for a first adapter: what is saved is an ordinary adapter."""
+VALUE = "value"
+_OF_LEARNERS = re.compile(rf"\.lora_\w+\.({POLICY}|{VALUE})(\.|$)")
+
+
+class Critic(nn.Module):
+    """Reads the value V of a text from a hidden state; before it has learned, every value is 0."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(hidden_size, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(B, T) from hidden states (B, T, H), in the head's precision."""
+        values: Tensor = self.head(hidden.to(self.head.weight.dtype)).squeeze(-1)
+        return values
+
+
+class Roles:
+    """Who plays what: the part that both arrangements share."""
+
+    policy: Any
+    """The language model that learns, with its adapters."""
+    critic: Critic
+
+    def __init__(self, policy: Any, value: ValueHead | ValueModel) -> None:
+        self.policy = policy
+        self.value = value
+        self.critic = Critic(policy.config.get_text_config().hidden_size)
+
+    def reference(self) -> AbstractContextManager[nn.Module]:
+        """The model that the policy must stay near, for the time of the block."""
+        raise NotImplementedError
+
+    def _backbone(self) -> AbstractContextManager[nn.Module]:
+        """The value's own backbone, for the time of the block."""
+        raise NotImplementedError
+
+    def judges(self) -> Mapping[int, nn.Module]:
+        """Reward models that need no loading, by registry id."""
+        return {}
+
+    def trained(self) -> list[tuple[str, nn.Parameter]]:
+        """What learns besides the policy, by name."""
+        return [(f"critic.{name}", parameter) for name, parameter in self.critic.named_parameters()]
+
+    def values(self, texts: Texts, hidden: Tensor | None) -> Tensor:
+        """V of the text before every completion token: (B, T).
+
+        *hidden* (B, T, H): the policy's own states of the same texts, which a value head reads; a value model reads
+        the texts itself.
+        """
+        match self.value:
+            case ValueHead(detached=detached):
+                assert hidden is not None
+                return self.critic(hidden.detach() if detached else hidden)  # type: ignore[no-any-return]
+            case ValueModel():
+                ids = torch.cat([texts.prompt_ids, texts.completion_ids], 1)  # (B, P+T)
+                mask = torch.cat([texts.prompt_mask, texts.completion_mask], 1)
+                positions = (mask.cumsum(1) - 1).clamp(min=0)
+                with self._backbone() as backbone:
+                    states = backbone(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
+                    before = states.last_hidden_state[:, texts.prompt_ids.size(1) - 1 : -1]  # (B, T, H)
+                    return self.critic(before)  # type: ignore[no-any-return]
+
+
+class OwnModels(Roles):
+    """Each role a model: full weights of policy and value learn, a second copy is the reference."""
+
+    def __init__(
+        self, policy: PreTrainedModel, value: ValueHead | ValueModel, load: Callable[[], PreTrainedModel]
+    ) -> None:
+        super().__init__(policy, value)
+        self.second = load().eval().requires_grad_(False)
+        self.backbone: Any = None
+        if isinstance(value, ValueModel):
+            self.backbone = load().base_model
+            networks.silence_dropout(self.backbone)
+
+    def reference(self) -> AbstractContextManager[nn.Module]:
+        """A second copy that never learns."""
+        return nullcontext(self.second)
+
+    def _backbone(self) -> AbstractContextManager[nn.Module]:
+        return nullcontext(self.backbone)
+
+    def trained(self) -> list[tuple[str, nn.Parameter]]:
+        """The head, and the value's backbone."""
+        backbone = self.backbone.named_parameters() if self.backbone is not None else ()
+        return [*super().trained(), *((f"backbone.{name}", parameter) for name, parameter in backbone)]
+
+
+class OneBackbone(Roles):
+    """All roles on the same frozen weights; which adapter is on decides who speaks.
+
+    PEFT makes the adapter that it switches on trainable and freezes the others. Here what learns is decided once, and
+    said again after every switch: an adapter that was left frozen would silently learn nothing.
+    """
+
+    def __init__(self, policy: Any, value: ValueHead | ValueModel) -> None:
+        super().__init__(policy, value)
+        if isinstance(value, ValueModel):
+            policy.add_adapter(VALUE, copy(policy.peft_config[POLICY]))
+        self._judges: dict[int, nn.Module] = {}
+        self._learning = {name for name, _ in policy.named_parameters() if _OF_LEARNERS.search(name)}
+        self._on: str | None = POLICY
+        self._play(POLICY)
+
+    def _play(self, adapter: str | None) -> None:
+        tuner = self.policy.base_model
+        if adapter is None:
+            tuner.disable_adapter_layers()
+        else:
+            if self._on is None:
+                tuner.enable_adapter_layers()
+            tuner.set_adapter(adapter)
+        self._on = adapter
+        for name, parameter in self.policy.named_parameters():
+            parameter.requires_grad_(name in self._learning)
+
+    @contextmanager
+    def playing(self, adapter: str | None) -> Iterator[Any]:
+        """*adapter* speaks inside the block; ``None``: the frozen weights alone."""
+        before = self._on
+        self._play(adapter)
+        try:
+            yield self.policy.get_base_model()
+        finally:
+            self._play(before)
+
+    def reference(self) -> AbstractContextManager[nn.Module]:
+        """What is left with all adapters switched off."""
+        return self.playing(None)
+
+    @contextmanager
+    def _backbone(self) -> Iterator[nn.Module]:
+        with self.playing(VALUE) as model:
+            yield model.base_model
+
+    def checkpoint_activations(self) -> None:
+        """Compute the layers' activations again in the backward pass, under the adapter that was on the first time.
+
+        By itself checkpointing would recompute the value's layers with the policy's adapter, and nothing would say so.
+        """
+
+        def first_and_again() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+            return nullcontext(), self.playing(self._on)
+
+        options = {"use_reentrant": False, "context_fn": first_and_again}
+        self.policy.get_base_model().gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+        self.policy.enable_input_require_grads()
+
+    # --- the reward model --------------------------------------------------------------------------------------
+
+    def add_judge(self, number: int, folder: Path) -> None:
+        """Let the reward model in *folder*, an adapter of these frozen weights, play on them as *number*."""
+        from peft import PeftConfig, set_peft_model_state_dict
+        from safetensors.torch import load_file
+
+        adapter = f"judge_{number}"
+        config: Any = PeftConfig.from_pretrained(str(folder))
+        task, config.task_type, config.modules_to_save = config.task_type, "CAUSAL_LM", None  # its head is ours to call
+        self.policy.add_adapter(adapter, config)
+        tensors = load_file(folder / "adapter_model.safetensors")
+        heads = [name for name in tensors if name.endswith("score.weight")]
+        head = nn.Linear(tensors[heads[0]].size(1), tensors[heads[0]].size(0), bias=False)
+        head.weight = nn.Parameter(tensors.pop(heads[0]), requires_grad=False)
+        said = set_peft_model_state_dict(self.policy, tensors, adapter_name=adapter)
+        absent = [name for name in said.missing_keys if f".{adapter}." in name]
+        if absent or said.unexpected_keys:
+            raise SpecCannotWork(
+                f"the reward model's adapter does not fit the model: {(absent + said.unexpected_keys)[0]}",
+                field="rewards",
+            )
+        self._judges[number] = Judge(self, adapter, head, every_token=task == "TOKEN_CLS")
+        self._play(self._on)  # adding an adapter changes what is trainable
+
+    def judges(self) -> Mapping[int, nn.Module]:
+        """The reward models that play on this backbone."""
+        return self._judges
+
+
+class Judge(nn.Module):
+    """A reward model without weights of its own but its head: looks like Transformers' classifiers."""
+
+    def __init__(self, roles: OneBackbone, adapter: str, head: nn.Linear, *, every_token: bool) -> None:
+        super().__init__()
+        self._play = partial(roles.playing, adapter)
+        self.config = roles.policy.config
+        self.head = head.to(next(roles.policy.parameters()).device)
+        self.every_token = every_token
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, **options: Any) -> Any:
+        """``logits``: (B, K) at each text's last token, or (B, T, K)."""
+        with self._play() as model:
+            was_training = model.training
+            model.eval()
+            hidden = model.base_model(input_ids=input_ids, attention_mask=attention_mask, **options).last_hidden_state
+            model.train(was_training)
+        logits = self.head(hidden.to(self.head.weight.dtype))  # (B, T, K)
+        if self.every_token:
+            return SimpleNamespace(logits=logits)
+        places = torch.arange(input_ids.size(1), device=input_ids.device)
+        last = (places * (input_ids != self.config.get_text_config().pad_token_id)).argmax(1)  # Transformers' rule
+        return SimpleNamespace(logits=logits[torch.arange(len(last), device=last.device), last])
+
+
+# --- who plays ---------------------------------------------------------------------------------------------------
+
+
+def cast(launch: Launch, spec: PPOSpec, start: Path) -> Roles:
+    """The roles of *spec* on the model in *start*: one backbone for adapters, models of their own for full weights.
+
+    A reward model joins the backbone if it is an adapter of exactly these weights, in the precision it was trained in.
+    """
+    policy = networks.load_to_train(start, spec.weights)
+    networks.silence_dropout(policy)
+    config = networks.lora_config(spec.weights)
+    if config is None:
+        return OwnModels(policy, spec.value, lambda: networks.load(start))
+    from peft import get_peft_model
+
+    shared = OneBackbone(get_peft_model(policy, config), spec.value)
+    for number in spec.other_models():
+        if _plays_on(launch.models[number], start) and not isinstance(spec.weights, QLoRA):
+            shared.add_judge(number, launch.models[number].folder)
+    return shared
+
+
+def _plays_on(model: ModelFolder, start: Path) -> bool:
+    return model.adapter_base is not None and model.adapter_base.resolve() == start.resolve()
