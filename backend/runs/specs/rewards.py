@@ -4,10 +4,17 @@ A component's score is a number, or nothing if the component could not answer (a
 column's value); then the whole rollout is unscored, never zero.
 """
 
+import json
+import re
 from collections.abc import Iterator
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import SchemaError
+from pydantic import Field, field_validator, model_validator
+from referencing import Registry
+from referencing.exceptions import Unresolvable
+from referencing.jsonschema import DRAFT202012
 
 from backend.runs.specs.parts import Strict
 
@@ -41,7 +48,7 @@ Agreement = Annotated[Mean | Minimum | Cautious, Field(discriminator="kind")]
 
 Answer = Literal["whole", "answer_tag", "boxed", "last_line", "last_number", "after_marker"]
 """The whole completion; inside the last ``<answer>…</answer>``; inside the last ``\\boxed{…}``; the last line that is
-not empty; the last number; or what follows the last marker (``####`` or the word *answer*)."""
+not empty; the last number; or what follows the last marker (``####``, *answer*, *answer is* or ``A:``) in its sentence."""
 
 
 # --- components --------------------------------------------------------------------------------------------------
@@ -52,12 +59,12 @@ class Component(Strict):
 
     name: str = Field("", max_length=40, pattern=r"^[a-z0-9_]*$")
     """Its name in charts and tables; empty: its kind. Two components need two names."""
-    weight: float = 1
+    weight: float = Field(1, allow_inf_nan=False)
     """What its score is multiplied by in the sum."""
     normalize: Literal["none", "group", "batch"] = "none"
-    """Divide by the standard deviation after subtracting the mean, over the completions of a prompt or over all of them."""
+    """Subtract the mean and divide by the standard deviation, over the completions of a prompt or over all; without spread it is 0."""
     only_if: str = ""
-    """A gate: this component counts only where the one of that name scored at least 1, else it adds 0."""
+    """A gate: where the one of that name scored less than 1, this one's score is 0 (before it is normalized)."""
 
 
 class RewardModelScore(Component):
@@ -111,7 +118,7 @@ class MathAnswer(Component):
     column: str = "answer"
     """The rows' column that holds the answer, plain or in LaTeX."""
     answer: Answer = "whole"
-    """Where the completion's answer is; in the whole, the last thing that reads as an answer."""
+    """Where the completion's answer is; in the whole, the last thing that reads as an answer (best in ``\\boxed{}``)."""
 
 
 class CodeTests(Component):
@@ -133,13 +140,66 @@ class TagFormat(Component):
     tags: list[str] = Field(default_factory=lambda: ["think", "answer"], min_length=1, max_length=8)
     """The tags, in their order."""
 
+    @field_validator("tags")
+    @classmethod
+    def _names(cls, tags: list[str]) -> list[str]:
+        for tag in tags:
+            if not re.fullmatch(r"[A-Za-z][\w-]{0,39}", tag):
+                raise ValueError(f"{tag!r} is no tag; write its name without brackets, such as think")
+        if len(set(tags)) != len(tags):
+            raise ValueError("a tag stands twice; each may occur once")
+        return tags
+
 
 class JSONFormat(Component):
     """1 if the completion (or its fenced block) is JSON that fits a schema, 0 if not."""
 
     kind: Literal["json"] = "json"
-    json_schema: str = "{}"
-    """JSON Schema; ``{}`` accepts any JSON."""
+    json_schema: str = Field("{}", max_length=20_000)
+    """JSON Schema (2020-12); ``{}`` accepts any JSON."""
+
+    @field_validator("json_schema")
+    @classmethod
+    def _is_a_schema(cls, text: str) -> str:
+        try:
+            schema = json.loads(text)
+            Draft202012Validator.check_schema(schema)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"it is not JSON: {error}") from error
+        except SchemaError as error:
+            raise ValueError(f"it is no JSON Schema: at {error.json_path}, {error.message}") from error
+        within = Registry[Any]().with_resource("", DRAFT202012.create_resource(schema)).resolver()
+        for keyword, value in _keywords(schema):
+            match keyword, value:
+                case "patternProperties", _:  # its patterns would run on the policy's keys without a limit of time
+                    raise ValueError("patternProperties is not checked here; name the properties, or use propertyNames")
+                case (("$ref" | "$dynamicRef"), str(target)):
+                    try:
+                        within.lookup(target)
+                    except Unresolvable as error:
+                        raise ValueError(f"{keyword} {target!r} is not in the schema; nothing is fetched") from error
+                case "pattern", str(pattern):
+                    _compile(pattern)
+        return text
+
+
+def _compile(pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is no regular expression: {error.msg} at position {error.pos}") from error
+
+
+def _keywords(schema: Any) -> Iterator[tuple[str, Any]]:
+    """Every key of a schema with its value, at any depth."""
+    match schema:
+        case dict():
+            for key, value in schema.items():
+                yield key, value
+                yield from _keywords(value)
+        case list():
+            for value in schema:
+                yield from _keywords(value)
 
 
 class PatternFormat(Component):
@@ -150,6 +210,12 @@ class PatternFormat(Component):
     """The regular expression (Python's; linear-time matching is not guaranteed, so it has a time limit)."""
     whole: bool = True
     """Match the whole completion; off, anywhere in it."""
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, pattern: str) -> str:
+        _compile(pattern)
+        return pattern
 
 
 class Constraints(Component):
