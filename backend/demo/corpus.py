@@ -246,6 +246,20 @@ def preference_pairs(count: int, seed: int, side: Side = "train", share_sums: fl
     return rows
 
 
+def thumbs(count: int, seed: int, side: Side = "train", share_sums: float = 0.25) -> list[Row]:
+    """Unpaired rows: up for the worked sum and the reply that is polite throughout, down for anything less; half each."""
+    rng = random.Random(f"thumbs {seed}")
+    rows: list[Row] = []
+    for topic in _topics(rng, count, share_sums, side):
+        up = rng.random() < 0.5
+        if isinstance(topic, Sum):
+            completion = work_out(topic) if up else guess(rng, topic)
+        else:
+            completion = reply(rng, topic, 3 if up else rng.choice((0, 0, 1, 2)))
+        rows.append({"prompt": _user(ask(rng, topic)), "completion": _assistant(completion), "label": up})
+    return rows
+
+
 def prompts(count: int, seed: int, side: Side = "held_out", share_sums: float = 0.5) -> list[Row]:
     """Prompt-only rows."""
     rng = random.Random(f"prompts {seed}")

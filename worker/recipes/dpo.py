@@ -158,15 +158,14 @@ def run(launch: Launch, spec: DPOSpec, report: "Report", stop: "Stop") -> None:
     torch.manual_seed(spec.seed)
     start = networks.starting_point(launch)
     tokenizer = networks.load_tokenizer(start)
-    dtype = networks.working_dtype(spec.weights)
-    model = networks.load(start, dtype=dtype)
+    model = networks.load_to_train(start, spec.weights)
     networks.check_fit(model, tokenizer, max_length=spec.max_length)
     networks.silence_dropout(model)
     prepared = rows.prepare(launch, tokenizer, partial(rows.comparisons, use_probability=spec.use_probability))
     beside = spec.reference == "beside"
     trainer = (partial(SoftDPO, spec=spec) if spec.use_probability else DPO)(
         model,
-        ref_model=networks.load(start, dtype=dtype) if beside and isinstance(spec.weights, FullWeights) else None,
+        ref_model=networks.load(start) if beside and isinstance(spec.weights, FullWeights) else None,
         args=DPOConfig(
             **training.arguments(launch, prepared),
             **loss_arguments(spec),

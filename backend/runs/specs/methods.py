@@ -117,6 +117,14 @@ class KTOSpec(TrainingSpec):
     undesirable_weight: float = Field(1, gt=0)
     """λ_U: what a thumb down weighs."""
 
+    @model_validator(mode="after")
+    def _neighbors(self) -> Self:
+        if self.optimization.batch_size < 2:
+            raise ValueError(
+                "the divergence is estimated from a row's neighbors in the batch; use a batch size of at least 2"
+            )
+        return self
+
 
 class ORPOSpec(TrainingSpec):
     """Imitation and preference in one loss, without a reference: L_SFT − λ·log σ(log odds ratio). Hong et al. 2024, arXiv:2403.07691, Eq. 6."""

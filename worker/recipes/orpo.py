@@ -1,0 +1,62 @@
+"""Odds ratio preference optimization: imitate the chosen completion and part it from the rejected, without a reference.
+
+    −log π(chosen) per token − λ·log σ(log odds(chosen)/odds(rejected))       Hong et al. 2024, arXiv:2403.07691, Eq. 6
+
+odds = P/(1−P) with P the geometric mean of a completion's token probabilities (Eq. 3–5). The first term is over all
+chosen tokens of a batch, the second a mean over its pairs.
+
+Columns in: ``prompt``, ``chosen``, ``rejected``; a tie is left out, a pair with p < 1/2 changes sides. Events out:
+``rewards/{chosen,rejected,margins,accuracies}`` (λ times the mean log-probabilities), ``nll_loss``, ``log_odds_ratio``
+(the mean of log σ(…)), ``log_odds_chosen`` (the mean of what is in it), ``logps/*``, ``entropy``, ``loss``, their
+``eval_`` twins, and held-out completions (greedy).
+
+Differs from the reference implementation and TRL's: the prompt's tokens do not count in the first term, as in the
+paper's equation. Ours, because TRL keeps it only as an experiment.
+"""
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn.functional import logsigmoid
+from trl import DPOConfig
+
+from backend.runs.specs import Launch, ORPOSpec
+from worker import networks, objectives, rows
+from worker.recipes import pairs, training
+from worker.recipes.show import written
+
+if TYPE_CHECKING:
+    from worker.report import Report, Stop
+
+
+def judged(spec: ORPOSpec, chosen: pairs.Side, rejected: pairs.Side) -> pairs.Judged:
+    """The loss of a batch."""
+    nll = -chosen.logps.sum() / chosen.tokens.sum()
+    log_odds = objectives.log_odds_ratio(chosen.mean, rejected.mean)  # (B,)
+    return pairs.Judged(
+        objectives.orpo_loss(chosen.mean, rejected.mean, nll, odds_weight=spec.odds_weight).mean(),
+        spec.odds_weight * chosen.mean,
+        spec.odds_weight * rejected.mean,
+        {"nll_loss": nll, "log_odds_ratio": logsigmoid(log_odds), "log_odds_chosen": log_odds},
+    )
+
+
+def run(launch: Launch, spec: ORPOSpec, report: "Report", stop: "Stop") -> None:
+    """Carry out *spec*."""
+    torch.manual_seed(spec.seed)
+    start = networks.starting_point(launch)
+    tokenizer = networks.load_tokenizer(start)
+    model = networks.load_to_train(start, spec.weights)
+    networks.check_fit(model, tokenizer, max_length=spec.max_length)
+    networks.silence_dropout(model)
+    prepared = rows.prepare(launch, tokenizer, rows.comparisons)
+    trainer = pairs.WithoutReference(
+        model,
+        partial(judged, spec),
+        args=DPOConfig(**training.arguments(launch, prepared)),
+        prepared=prepared,
+        processing_class=tokenizer,
+        peft_config=networks.lora_config(spec.weights),
+    )
+    training.carry_out(launch, report, stop, trainer, prepared, written(launch, trainer, prepared, stop))
