@@ -223,6 +223,8 @@ class OnlineSpec(TrainingSpec):
     """Optimizer steps that share one sampling: that many batches of completions are sampled at once."""
     epochs: int = Field(1, ge=1, le=16)
     """μ: how often each sampled batch is learned from."""
+    kl: KLPenalty = Field(default_factory=KLPenalty)
+    """What holds the policy near its reference; the divergence is measured also at β = 0."""
 
     def other_models(self) -> list[int]:
         """The models that score."""
@@ -253,8 +255,6 @@ class PPOSpec(OnlineSpec):
     method: Literal["ppo"] = "ppo"
     value: Annotated[ValueHead | ValueModel, Field(discriminator="kind")] = Field(default_factory=ValueHead)
     """What predicts the return."""
-    kl: KLPenalty = Field(default_factory=KLPenalty)
-    """What holds the policy near its reference."""
     gamma: float = Field(1, gt=0, le=1)
     """γ: what a later reward is worth now."""
     gae_lambda: float = Field(0.95, ge=0, le=1)
