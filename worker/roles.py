@@ -28,6 +28,7 @@ from worker.report import SpecCannotWork
 POLICY = "default"
 """PEFT's own name for a first adapter: what is saved is an ordinary adapter."""
 VALUE = "value"
+_OF_VALUE = re.compile(rf"\.lora_\w+\.{VALUE}(\.|$)")
 _OF_LEARNERS = re.compile(rf"\.lora_\w+\.({POLICY}|{VALUE})(\.|$)")
 
 
@@ -42,7 +43,8 @@ class Critic(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(B, T) from hidden states (B, T, H), in the head's precision."""
-        values: Tensor = self.head(hidden.to(self.head.weight.dtype)).squeeze(-1)
+        with torch.autocast(hidden.device.type, enabled=False):
+            values: Tensor = self.head(hidden.to(self.head.weight.dtype)).squeeze(-1)
         return values
 
 
@@ -56,7 +58,8 @@ class Roles:
     def __init__(self, policy: Any, value: ValueHead | ValueModel) -> None:
         self.policy = policy
         self.value = value
-        self.critic = Critic(policy.config.get_text_config().hidden_size)
+        self.critic = Critic(policy.config.get_text_config().hidden_size).to(policy.device)
+        policy.critic = self.critic  # so that the trainer's optimizer, gradient clip and processes know of it
 
     def reference(self) -> AbstractContextManager[nn.Module]:
         """The model that the policy must stay near, for the time of the block."""
@@ -70,9 +73,23 @@ class Roles:
         """Reward models that need no loading, by registry id."""
         return {}
 
-    def trained(self) -> list[tuple[str, nn.Parameter]]:
-        """What learns besides the policy, by name."""
-        return [(f"critic.{name}", parameter) for name, parameter in self.critic.named_parameters()]
+    @contextmanager
+    def plain(self) -> Iterator[None]:
+        """Inside the block the policy is an ordinary language model, to be saved or loaded: the critic is set aside."""
+        del self.policy.critic
+        try:
+            yield
+        finally:
+            self.policy.critic = self.critic
+
+    def state(self) -> dict[str, Tensor]:
+        """What has been learned besides the policy."""
+        return {f"critic.{name}": tensor for name, tensor in self.critic.state_dict().items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take back :meth:`state`."""
+        for name, tensor in self.state().items():
+            tensor.copy_(state[name])
 
     def values(self, texts: Texts, hidden: Tensor | None) -> Tensor:
         """V of the text before every completion token: (B, T).
@@ -102,22 +119,19 @@ class OwnModels(Roles):
     ) -> None:
         super().__init__(policy, value)
         self.second = load().eval().requires_grad_(False)
-        self.backbone: Any = None
         if isinstance(value, ValueModel):
-            self.backbone = load().base_model
-            networks.silence_dropout(self.backbone)
+            model = load()
+            networks.silence_dropout(model)
+            self.critic.backbone = model.base_model.to(policy.device)
 
     def reference(self) -> AbstractContextManager[nn.Module]:
         """A second copy that never learns."""
         return nullcontext(self.second)
 
     def _backbone(self) -> AbstractContextManager[nn.Module]:
-        return nullcontext(self.backbone)
-
-    def trained(self) -> list[tuple[str, nn.Parameter]]:
-        """The head, and the value's backbone."""
-        backbone = self.backbone.named_parameters() if self.backbone is not None else ()
-        return [*super().trained(), *((f"backbone.{name}", parameter) for name, parameter in backbone)]
+        backbone = self.critic.backbone
+        assert isinstance(backbone, nn.Module)
+        return nullcontext(backbone)
 
 
 class OneBackbone(Roles):
@@ -132,9 +146,10 @@ class OneBackbone(Roles):
         if isinstance(value, ValueModel):
             policy.add_adapter(VALUE, copy(policy.peft_config[POLICY]))
         self._judges: dict[int, nn.Module] = {}
-        self._learning = {name for name, _ in policy.named_parameters() if _OF_LEARNERS.search(name)}
+        self._learning = {name for name, _ in policy.base_model.named_parameters() if _OF_LEARNERS.search(name)}
         self._on: str | None = POLICY
         self._play(POLICY)
+        policy.activation_checkpointing_enable = self.checkpoint_activations  # by this name the trainer asks for it
 
     def _play(self, adapter: str | None) -> None:
         tuner = self.policy.base_model
@@ -145,8 +160,26 @@ class OneBackbone(Roles):
                 tuner.enable_adapter_layers()
             tuner.set_adapter(adapter)
         self._on = adapter
-        for name, parameter in self.policy.named_parameters():
+        for name, parameter in tuner.named_parameters():
             parameter.requires_grad_(name in self._learning)
+
+    @contextmanager
+    def plain(self) -> Iterator[None]:
+        """The other roles' adapters stay out of what is saved as well."""
+        self.policy.save_pretrained = partial(self.policy.save_pretrained, selected_adapters=[POLICY])
+        try:
+            with super().plain():
+                yield
+        finally:
+            del self.policy.save_pretrained
+            self._play(self._on)  # loading changes what is trainable
+
+    def state(self) -> dict[str, Tensor]:
+        """The head, and the value's adapter."""
+        adapter = {
+            name: tensor for name, tensor in self.policy.base_model.state_dict().items() if _OF_VALUE.search(name)
+        }
+        return {**super().state(), **adapter}
 
     @contextmanager
     def playing(self, adapter: str | None) -> Iterator[Any]:
@@ -167,7 +200,7 @@ class OneBackbone(Roles):
         with self.playing(VALUE) as model:
             yield model.base_model
 
-    def checkpoint_activations(self) -> None:
+    def checkpoint_activations(self, **_: Any) -> None:
         """Compute the layers' activations again in the backward pass, under the adapter that was on the first time.
 
         By itself checkpointing would recompute the value's layers with the policy's adapter, and nothing would say so.
@@ -176,8 +209,9 @@ class OneBackbone(Roles):
         def first_and_again() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
             return nullcontext(), self.playing(self._on)
 
-        options = {"use_reentrant": False, "context_fn": first_and_again}
-        self.policy.get_base_model().gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+        self.policy.get_base_model().activation_checkpointing_enable(
+            activation_checkpointing_kwargs={"use_reentrant": False, "context_fn": first_and_again}
+        )
         self.policy.enable_input_require_grads()
 
     # --- the reward model --------------------------------------------------------------------------------------
@@ -244,6 +278,8 @@ def cast(launch: Launch, spec: PPOSpec, start: Path) -> Roles:
     A reward model joins the backbone if it is an adapter of exactly these weights, in the precision it was trained in.
     """
     policy = networks.load_to_train(start, spec.weights)
+    if torch.cuda.is_available():
+        policy.to("cuda")  # a judge scores before the trainer would move it
     networks.silence_dropout(policy)
     config = networks.lora_config(spec.weights)
     if config is None:

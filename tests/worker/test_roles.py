@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from peft import get_peft_model
+from safetensors.torch import load_file
 
 from backend.datasets.rows import RowType
 from backend.runs.specs import FullWeights, Launch, LoRA, ModelFolder, PPOSpec, ValueHead, ValueModel
@@ -109,7 +110,8 @@ class TestOneBackbone:
         found = one_backbone(tmp_path, reward_adapter)
         before = {name: parameter.requires_grad for name, parameter in found.policy.named_parameters()}
         for name, learns in before.items():
-            assert learns == ("lora_" in name and (".default." in name or ".value." in name)), name
+            mine = "lora_" in name and (".default." in name or ".value." in name)
+            assert learns == (mine or name.startswith("critic.")), name
         assert sum(before.values()) >= 2 * 2 * 7 * 3  # two adapters, A and B of seven layers in each of three blocks
         policy = read(found.policy, texts())
         with torch.no_grad(), found.reference() as model:
@@ -119,6 +121,7 @@ class TestOneBackbone:
             found.judges()[7](texts().completion_ids, texts().completion_mask)
         assert {name: parameter.requires_grad for name, parameter in found.policy.named_parameters()} == before
         (policy.logps.sum() + values.sum()).backward()
+        assert len(before) > sum(before.values()) > 80
         for name, parameter in found.policy.named_parameters():
             touched = parameter.grad is not None and parameter.grad.abs().max() > 0
             assert touched == before[name], name
@@ -128,7 +131,7 @@ class TestOneBackbone:
         found.values(texts(), None).sum().backward()
         moved = {name for name, parameter in found.policy.named_parameters() if parameter.grad is not None}
         assert moved
-        assert all(".value." in name for name in moved)
+        assert all(".value." in name or name.startswith("critic.") for name in moved)
 
     def test_checkpointed_activations_are_computed_again_by_the_adapter_that_made_them(
         self, tmp_path: Path, reward_adapter: Path
@@ -139,7 +142,9 @@ class TestOneBackbone:
             found = one_backbone(tmp_path, reward_adapter)
             found.policy.train()
             if checkpointed:
-                found.checkpoint_activations()
+                found.policy.activation_checkpointing_enable(
+                    activation_checkpointing_kwargs=None
+                )  # as the trainer does
             loss = read(found.policy, texts(), checkpointed=True).logps.sum() + found.values(texts(), None).sum()
             loss.backward()
             return {name: p.grad for name, p in found.policy.named_parameters() if p.grad is not None}
@@ -184,8 +189,46 @@ class TestValues:
         assert torch.allclose(other[0, :4], plain[0, :4], atol=1e-5)
         assert not torch.allclose(other[0, 4], plain[0, 4], atol=1e-3)
         plain.sum().backward()
-        backbone = [p for n, p in found.trained() if n.startswith("backbone")]
-        reached = any(p.grad is not None for p in found.policy.parameters())
-        assert reached == (value == ValueHead() or (isinstance(value, ValueModel) and not backbone))
-        assert bool(backbone) == (isinstance(value, ValueModel) and isinstance(weights, FullWeights))
-        assert all(p.grad is not None for p in found.critic.parameters())
+        reached = {name for name, p in found.policy.named_parameters() if p.grad is not None}
+        outside = {name for name in reached if not name.startswith("critic.")}
+        assert "critic.head.weight" in reached
+        assert ("critic.backbone.norm.weight" in reached) == (value == ValueModel() and weights == FullWeights())
+        if value == ValueHead(detached=True) or (value == ValueModel() and weights == FullWeights()):
+            assert not outside
+        elif value == ValueModel():
+            assert outside
+            assert all(".value." in name for name in outside)
+        else:
+            assert outside
+            assert not any(".value." in name for name in outside)
+
+
+class TestSaving:
+    @pytest.mark.parametrize("value", [ValueHead(), ValueModel()], ids=repr)
+    @pytest.mark.parametrize("weights", [FullWeights(), LoRA(rank=4)], ids=["full", "lora"])
+    def test_the_policy_is_saved_as_a_plain_language_model_and_the_rest_is_kept_apart(
+        self, tmp_path: Path, reward_adapter: Path, weights: Any, value: ValueHead | ValueModel
+    ) -> None:
+        spec = PPOSpec(base_model=1, dataset=1, rewards=REWARDS, weights=weights, value=value)
+        torch.manual_seed(0)
+        found = roles.cast(launched(tmp_path, spec, reward_adapter), spec, BASE)
+        for mark in ("lora_B.default", "lora_B.value", "critic", "layers.0.mlp.up_proj.weight"):
+            shake(found.policy, mark)
+        with found.plain():
+            found.policy.save_pretrained(tmp_path / "saved")
+        file = "model" if weights == FullWeights() else "adapter_model"
+        assert sorted(path.name for path in (tmp_path / "saved").rglob("*.safetensors")) == [f"{file}.safetensors"]
+        saved = load_file(tmp_path / "saved" / f"{file}.safetensors")
+        assert saved
+        assert not any("critic" in name or "value" in name.split(".") or "judge" in name for name in saved)
+        if weights == FullWeights():
+            alone = networks.load(tmp_path / "saved").eval()
+            torch.testing.assert_close(read(alone, texts()).logps, read(found.policy, texts()).logps)
+        values = found.values(texts(), read(found.policy, texts(), hidden=True).hidden)
+        kept = {name: tensor.clone() for name, tensor in found.state().items()}
+        for name in kept:
+            shake(found.policy, name.removeprefix("model."), 9)
+        found.load_state(kept)
+        again = found.values(texts(), read(found.policy, texts(), hidden=True).hidden)
+        assert again.equal(values)
+        assert values.abs().max() > 0
