@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from backend.datasets.rows import Row, RowType
 from backend.runs.specs import Launch, TrainingSpec
+from worker.devices import command
 
 ROOT = Path(__file__).parents[2]
 BASE = ROOT / "backend" / "demo" / "base"
@@ -20,14 +21,26 @@ BASE = ROOT / "backend" / "demo" / "base"
 TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 
 
+_TYPES = {
+    "margin": pa.float64(),
+    "probability": pa.float64(),
+    "label": pa.bool_(),
+    "completions": pa.list_(pa.string()),
+    "labels": pa.list_(pa.bool_()),
+}
+
+
 def write_rows(path: Path, rows: list[Row]) -> Path:
-    """A Parquet file as a dataset version has it."""
-    types = {"margin": pa.float64(), "label": pa.bool_()}
-    columns = {
-        name: pa.array([row[name] for row in rows], types.get(name, TURNS if isinstance(value, list) else pa.string()))
-        for name, value in rows[0].items()
-    }
-    pq.write_table(pa.table(columns), path, compression="zstd")
+    """A Parquet file as a dataset version has it: objects as JSON text that says so."""
+    fields, columns = [], []
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = [row.get(name) for row in rows]
+        example = next(value for value in values if value is not None)
+        as_json = isinstance(example, dict)
+        kind = _TYPES.get(name, TURNS if isinstance(example, list) else pa.string())
+        fields.append(pa.field(name, kind, metadata={"kind": "json"} if as_json else None))
+        columns.append(pa.array(map(json.dumps, values) if as_json else values, kind))
+    pq.write_table(pa.table(columns, pa.schema(fields)), path, compression="zstd")
     return path
 
 
@@ -42,7 +55,7 @@ class Attempt:
         spec.write_text(launch.model_dump_json())
         self.output = (launch.folder / "output.log").open("ab")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "worker.recipes", str(spec)],
+            [*command([sys.executable, "-m", "worker.recipes"], launch.spec.devices), str(spec)],
             cwd=ROOT,
             stdout=self.output,
             stderr=subprocess.STDOUT,

@@ -202,9 +202,7 @@ class _Follow(TrainerCallback):
         return control
 
 
-def carry_out(
-    launch: Launch, report: Report, stop: Stop, trainer: Frame, prepared: Prepared, show: Show, *, reward: bool = False
-) -> None:
+def carry_out(launch: Launch, report: Report, stop: Stop, trainer: Frame, prepared: Prepared, show: Show) -> None:
     """Train from the start or a checkpoint to the last step, or until somebody asks to stop."""
     spec: TrainingSpec = launch.spec
     trainer.launch, trainer.report, trainer.stop, trainer.show = launch, report, stop, show
