@@ -4,7 +4,8 @@ A prompt is read once, and its keys and values serve all its completions. Prompt
 that little is padded. Completions that ended leave the batch. Works with every causal language model of Transformers
 whose cache grows with the text, adapters included, on any device.
 
-All randomness is torch's global state, which the caller has seeded: the same state gives the same completions.
+Every token is drawn with a number that its prompt's seed, its copy and its place alone decide. So it does not matter
+which completions are written beside each other, in how many processes, or for the how manieth time.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,6 +37,7 @@ class Written(NamedTuple):
 def sample(
     model: nn.Module,
     prompts: Sequence[Sequence[int]],
+    seeds: Sequence[int],
     *,
     copies: int,
     ends: Sequence[int],
@@ -57,7 +59,8 @@ def sample(
     try:
         for start in range(0, len(order), together):
             chosen = order[start : start + together]
-            batch = _Batch(model, [prompts[i] for i in chosen], copies, pad, max_new_tokens)
+            draws = torch.cat([_draws(seeds[i], copies, max_new_tokens) for i in chosen])  # (N, longest)
+            batch = _Batch(model, [prompts[i] for i in chosen], copies, pad, draws)
             batch.write(list(ends), temperature, stopped)
             for place, i in enumerate(chosen):
                 written[i] = batch.result(place * copies, copies)
@@ -66,10 +69,16 @@ def sample(
     return [written[i] for i in range(len(prompts))]
 
 
+def _draws(seed: int, copies: int, longest: int) -> Tensor:
+    """Uniform numbers in [0, 1), one for each token: (copies, longest). Their beginning does not depend on *longest*."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand((longest, copies), generator=generator, dtype=torch.float64).T
+
+
 class _Batch:
     """Completions that are written side by side."""
 
-    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], copies: int, pad: int, longest: int) -> None:
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], copies: int, pad: int, draws: Tensor) -> None:
         device = next(model.parameters()).device
         ids, mask = (tensor.to(device) for tensor in pad_left(prompts, pad))  # (n, P)
         self.model = model
@@ -86,10 +95,11 @@ class _Batch:
         self.logits: Tensor = said.logits[:, -1].repeat_interleave(copies, 0)  # (N, V)
         self.padded = bool((mask == 0).any())
         # the mask of the longest text is made once; only its beginning is shown to the model
-        rows = len(prompts) * copies
+        rows, longest = draws.shape
         self.mask = torch.cat([mask.repeat_interleave(copies, 0), mask.new_ones(rows, longest)], 1)
         self.width = ids.size(1)
         self.positions = mask.sum(1).repeat_interleave(copies)  # (N,): of the next token
+        self.draws = draws.to(device)
         self.tokens = torch.full((rows, longest), pad, device=device)
         self.logps = torch.zeros((rows, longest), device=device)
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
@@ -103,7 +113,7 @@ class _Batch:
         for t in range(longest):
             if stopped():
                 raise StopRequested
-            chosen, logps = _draw(self.logits, temperature)
+            chosen, logps = _draw(self.logits, temperature, self.draws[rows, t])
             writing = ~self.ended[rows]
             self.tokens[rows, t] = torch.where(writing, chosen, self.tokens[rows, t])
             self.logps[rows, t] = torch.where(writing, logps, 0.0)
@@ -134,9 +144,17 @@ class _Batch:
         ]
 
 
-def _draw(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """A token per row of *logits* (N, V), and its log-probability: both (N,)."""
+def _draw(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """A token per row of *logits* (N, V), and its log-probability: both (N,).
+
+    The first token up to which more than *uniform* (N,) of the probability lies: so one number decides, and a token
+    without probability is never drawn.
+    """
     logits = logits.float()
     logps = (logits if temperature in (0, 1) else logits / temperature).log_softmax(-1)
-    chosen = logps.argmax(-1) if temperature == 0 else torch.multinomial(logps.exp(), 1).squeeze(1)
+    if temperature == 0:
+        chosen = logps.argmax(-1)
+    else:
+        below = logps.double().exp().cumsum(-1)  # (N, V)
+        chosen = torch.searchsorted(below, uniform.unsqueeze(1) * below[:, -1:], right=True).squeeze(1)
     return chosen, logps.gather(1, chosen.unsqueeze(1)).squeeze(1)

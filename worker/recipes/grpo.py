@@ -42,6 +42,7 @@ from backend.runs.specs import (
     Resample,
 )
 from worker import networks, online, rows
+from worker.experience import Batch, Collected, Experience, Row, without_spread
 from worker.objectives.reinforcement import (
     average,
     batch_baseline,
@@ -51,7 +52,6 @@ from worker.objectives.reinforcement import (
     kl_estimate,
     leave_one_out,
 )
-from worker.online import Batch, Collected, Experience, Row
 from worker.recipes import training
 from worker.rewards import Composition, combine
 
@@ -67,37 +67,31 @@ class GRPO(online.Online):
     # --- which groups are learned from -----------------------------------------------------------------------------
 
     def collect(self, rows: list[Row]) -> Collected:
-        """With dynamic sampling, groups without spread are replaced by those of other prompts that have some."""
-        kept = self.write(rows, self.num_generations)
+        """With dynamic sampling, a group without spread is replaced by another prompt's, a few times if need be."""
+        kept = super().collect(rows)
         if not isinstance(self.spec.groups, Resample):
             return kept
-        sampled, rounds = len(rows), 1
-        pool = random.Random(self._seed("resample"))
-        while (dead := self._without_spread(kept)) and rounds < self.spec.groups.max_rounds:
-            others = [self.prompts[pool.randrange(len(self.prompts))] for _ in dead]
-            fresh = self.write(others, self.num_generations)
-            still = set(self._without_spread(fresh))
-            alive = [group for group in range(len(dead)) if group not in still]
+        sampled, rounds, size = len(rows), 1, self.num_generations
+        while rounds < self.spec.groups.max_rounds and (dead := without_spread(self._worth(kept), size)):
+            seeds = self.seeds(f"round {rounds}", len(rows))
+            again = [seeds[group] for group in dead]
+            others = [self.prompts[random.Random(seed).randrange(len(self.prompts))] for seed in again]
+            fresh = self.write(others, size, again)
             places = list(range(len(kept.rows)))
-            for old, new in zip(dead, alive, strict=False):
-                for i in range(self.num_generations):
-                    places[old * self.num_generations + i] = len(kept.rows) + new * self.num_generations + i
+            for number, group in enumerate(dead):
+                start = len(kept.rows) + number * size
+                places[group * size : (group + 1) * size] = range(start, start + size)
             kept = Collected.joined([kept, fresh]).picked(places)
-            sampled, rounds = sampled + len(others), rounds + 1
-        say = self._metrics["train"]
-        told = torch.tensor([sampled, rounds, len(dead) / len(rows)], dtype=torch.float32, device=self.args.device)
-        for name, value in zip(("sampled", "rounds", "dead_groups"), self._mean_of(told), strict=True):
-            say[f"sampling/{name}"].append(value)
+            sampled, rounds = sampled + len(dead), rounds + 1
+        dead = without_spread(self._worth(kept), size)
+        told = {"sampled": sampled / len(rows), "rounds": rounds, "dead_groups": len(dead) / len(rows)}
+        for name, value in told.items():
+            mean = self.mean(torch.tensor([float(value)], device=self.args.device))
+            self._metrics["train"][f"sampling/{name}"].append(mean)
         return kept
 
-    def _mean_of(self, told: Tensor) -> list[float]:
-        values: list[float] = self.accelerator.reduce(told, "mean").tolist()
-        return values
-
-    def _without_spread(self, collected: Collected) -> list[int]:
-        """Groups whose completions are all worth the same."""
-        ended = torch.tensor([one.ended for one in collected.written])
-        return without_spread(self.care(combine(self.spec.rewards, collected.measured), ended), self.num_generations)
+    def _worth(self, collected: Collected) -> Tensor:
+        return self.care(combine(self.spec.rewards, collected.measured), collected.ended())
 
     # --- what is learned from them ---------------------------------------------------------------------------------
 
@@ -152,13 +146,6 @@ class GRPO(online.Online):
         for name, clipped in (("low_mean", low), ("high_mean", high), ("region_mean", low | high)):
             say[f"clip_ratio/{name}"].append(self.mean(clipped.float(), counts))
         return loss
-
-
-def without_spread(worth: Tensor, size: int) -> list[int]:
-    """Groups of *size* rewards that are all the same; an unscored completion (NaN) is no reward."""
-    groups = worth.view(-1, size)
-    lowest, highest = groups.nan_to_num(torch.inf).amin(1), groups.nan_to_num(-torch.inf).amax(1)
-    return (~(highest > lowest)).nonzero().squeeze(1).tolist()
 
 
 def run(launch: Launch, spec: GRPOSpec, report: "Report", stop: "Stop") -> None:
