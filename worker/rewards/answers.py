@@ -79,10 +79,6 @@ class Exact(Scorer):
     def __init__(self, spec: ExactAnswer) -> None:
         self.spec = spec
 
-    def columns(self) -> tuple[str, ...]:
-        """The column with the answers."""
-        return (self.spec.column,)
-
     def check(self, rows: Sequence[Row], field: str) -> None:
         """Every row has an answer."""
         refuse(
@@ -117,10 +113,6 @@ class Number(Scorer):
 
     def __init__(self, spec: NumericAnswer) -> None:
         self.spec = spec
-
-    def columns(self) -> tuple[str, ...]:
-        """The column with the numbers."""
-        return (self.spec.column,)
 
     def check(self, rows: Sequence[Row], field: str) -> None:
         """Every row has a number."""

@@ -9,11 +9,11 @@
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, pstdev
 from types import TracebackType
-from typing import Self, assert_never
+from typing import TYPE_CHECKING, Self, assert_never
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,9 +36,14 @@ from backend.runs.specs.rewards import (
     SoftOverlong,
     TagFormat,
 )
-from worker.report import SpecCannotWork
+from worker.report import SpecCannotWork, StopRequested
 from worker.rewards import answers, formats, length
 from worker.rewards.rollouts import Rollout, Row, Score, Scorer
+
+if TYPE_CHECKING:
+    import torch
+
+    from worker import scoring
 
 
 @dataclass(frozen=True)
@@ -100,15 +105,13 @@ def combine(rewards: Rewards, measured: Measured) -> Scores:
     total = np.zeros(count)
     unscored = np.zeros(count, dtype=bool)
     closed: dict[str, list[bool]] = {}
+    components = {name: [_finite(score) for score in scores] for name, scores in measured.components.items()}
     for name, component in rewards.named():
-        raw = np.array([math.nan if score is None else score for score in measured.components[name]], dtype=float)
-        unscored |= ~np.isfinite(raw)  # a model that says NaN or ∞ has not answered either
-        score = raw.copy()
+        score = np.array([math.nan if score is None else score for score in components[name]], dtype=float)
+        unscored |= np.isnan(score)
         if component.only_if:
-            gate = [value is None or value < 1 for value in measured.components[component.only_if]]
-            score[np.array(gate, dtype=bool)] = 0
-            closed[name] = gate
-        score[~np.isfinite(raw)] = math.nan
+            closed[name] = [value is None or value < 1 for value in components[component.only_if]]
+            score[np.array(closed[name], dtype=bool) & ~np.isnan(score)] = 0
         match component.normalize:
             case "none":
                 pass
@@ -120,7 +123,12 @@ def combine(rewards: Rewards, measured: Measured) -> Scores:
                 assert_never(unknown)
         total += component.weight * np.where(unscored, 0.0, score)
     total[unscored] = math.nan
-    return Scores(total, measured.components, measured.extras, closed)
+    return Scores(total, components, measured.extras, closed)
+
+
+def _finite(score: Score) -> Score:
+    """A model that says NaN or ∞ has not answered."""
+    return score if score is not None and math.isfinite(score) else None
 
 
 def _normalized(scores: NDArray[np.float64], groups: NDArray[np.generic]) -> NDArray[np.float64]:
@@ -140,11 +148,21 @@ def _normalized(scores: NDArray[np.float64], groups: NDArray[np.generic]) -> NDA
 class Composition:
     """The components of a run at work. Use it as a context manager: some of them start processes."""
 
-    def __init__(self, rewards: Rewards, launch: Launch, *, max_new_tokens: int, device: str = "cpu") -> None:
-        """*max_new_tokens*: the longest completion that is sampled; *device*: where reward models score."""
+    def __init__(
+        self,
+        rewards: Rewards,
+        launch: Launch,
+        *,
+        max_new_tokens: int,
+        device: "torch.device | str" = "cpu",
+        scorers: "Mapping[int, scoring.Scorer] | None" = None,
+    ) -> None:
+        """*max_new_tokens*: the longest completion that is sampled; *device*: where reward models score; *scorers*: models
+        that are in memory already, by their registry id.
+        """
         self.rewards = rewards
         self._scorers: dict[str, Scorer] = {}
-        make = _maker(launch, max_new_tokens, device)
+        make = _maker(launch, max_new_tokens, device, scorers or {})
         try:
             for index, (name, component) in enumerate(rewards.named()):
                 self._scorers[name] = make(component, f"rewards.components[{index}]")
@@ -152,35 +170,32 @@ class Composition:
             self.close()
             raise
 
-    @property
-    def columns(self) -> list[str]:
-        """Every column of the rows that some component reads; not all of them need to be there."""
-        return list(dict.fromkeys(column for scorer in self._scorers.values() for column in scorer.columns()))
-
     def check(self, rows: Iterable[Row]) -> None:
         """Raise :class:`SpecCannotWork` with the component's field if *rows* can never be scored."""
         rows = list(rows)
-        for index, scorer in enumerate(self._scorers.values()):
-            where = f"rewards.components[{index}]"
-            present = {column for row in rows for column, value in row.items() if value is not None}
-            wanted = scorer.columns()
-            if wanted and not present.intersection(wanted):
+        present = {column for row in rows for column, content in row.items() if content is not None}
+        for column, asker in self.rewards.columns().items():
+            if column not in present:
                 raise SpecCannotWork(
-                    f"the rows have no {wanted[0]!r}; they have {', '.join(sorted(present))}",
+                    f"the rows have no {column!r}; they have {', '.join(sorted(present)) or 'nothing'}",
                     remedy="Name one of the rows' columns, or import the rows again with it.",
-                    field=f"{where}.column",
+                    field=asker,
                 )
-            scorer.check(rows, where)
+        for index, scorer in enumerate(self._scorers.values()):
+            scorer.check(rows, f"rewards.components[{index}]")
 
-    def measure(self, rollouts: Sequence[Rollout]) -> Measured:
-        """What every component says."""
-        components = {name: scorer.score(rollouts) for name, scorer in self._scorers.items()}
-        extras = {
-            f"{name}/{figure}": values
-            for name, scorer in self._scorers.items()
-            for figure, values in scorer.extras().items()
-        }
-        return Measured([rollout.group for rollout in rollouts], components, extras)
+    def measure(self, rollouts: Sequence[Rollout], *, stopped: Callable[[], bool] = lambda: False) -> Measured:
+        """What every component says. Raises :class:`StopRequested` soon after *stopped* becomes true."""
+        measured = Measured([rollout.group for rollout in rollouts], {})
+        for name, scorer in self._scorers.items():
+            scores = measured.components.setdefault(name, [])
+            for start in range(0, len(rollouts), scorer.at_once):
+                if stopped():
+                    raise StopRequested
+                scores += scorer.score(rollouts[start : start + scorer.at_once])
+                for figure, values in scorer.extras().items():
+                    measured.extras.setdefault(f"{name}/{figure}", []).extend(values)
+        return measured
 
     def combine(self, measured: Measured) -> Scores:
         """Gates, normalization and weights, over everything in *measured*."""
@@ -204,7 +219,9 @@ class Composition:
         self.close()
 
 
-def _maker(launch: Launch, max_new_tokens: int, device: str) -> Callable[[AnyComponent, str], Scorer]:
+def _maker(
+    launch: Launch, max_new_tokens: int, device: "torch.device | str", scorers: "Mapping[int, scoring.Scorer]"
+) -> Callable[[AnyComponent, str], Scorer]:
     def make(component: AnyComponent, field: str) -> Scorer:
         match component:
             case ExactAnswer():
@@ -234,15 +251,15 @@ def _maker(launch: Launch, max_new_tokens: int, device: str) -> Callable[[AnyCom
             case CodeTests():
                 from worker.rewards.programs import Programs
 
-                return Programs(component)
+                return Programs(component, field)
             case RewardModelScore():
                 from worker.rewards.models import RewardModels
 
-                return RewardModels(component, launch, device, field)
+                return RewardModels(component, launch, device, scorers, field)
             case ProcessScore():
                 from worker.rewards.models import ProcessRewardModel
 
-                return ProcessRewardModel(component, launch, device, field)
+                return ProcessRewardModel(component, launch, device, scorers, field)
             case unknown:
                 assert_never(unknown)
 

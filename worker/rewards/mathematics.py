@@ -56,13 +56,11 @@ def statement(completion: str, spec: MathAnswer) -> str | None:
 class Mathematics(Scorer):
     """1 if the answer is mathematically the row's, 0 if not."""
 
+    at_once = 256
+
     def __init__(self, spec: MathAnswer) -> None:
         self.spec = spec
         self._judges = Judges()
-
-    def columns(self) -> tuple[str, ...]:
-        """The column with the answers."""
-        return (self.spec.column,)
 
     def check(self, rows: Sequence[Row], field: str) -> None:
         """Every row's answer reads as mathematics."""

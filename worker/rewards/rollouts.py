@@ -36,9 +36,8 @@ class Rollout:
 class Scorer:
     """One component at work. Scores are pure: the same rollouts, the same scores."""
 
-    def columns(self) -> tuple[str, ...]:
-        """Columns of the rows it reads if they are there."""
-        return ()
+    at_once: int = 1024
+    """Rollouts between two looks at whether somebody asked the recipe to stop."""
 
     def check(self, rows: Sequence[Row], field: str) -> None:
         """Raise :class:`SpecCannotWork` if *rows* can never be scored; *field* is the component's place in the spec."""
@@ -66,9 +65,7 @@ def value(row: Row, column: str) -> Any:
     return content
 
 
-def refuse(
-    rows: Sequence[Row], problems: Mapping[int, str], *, what: str, remedy: str, field: str, whole: bool = True
-) -> None:
+def refuse(rows: Sequence[Row], problems: Mapping[int, str], *, what: str, remedy: str, field: str) -> None:
     """Raise :class:`SpecCannotWork` that says how many rows have a problem, and which one the first has."""
     if problems:
         first = min(problems)

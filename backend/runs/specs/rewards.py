@@ -178,16 +178,7 @@ class JSONFormat(Component):
                         within.lookup(target)
                     except Unresolvable as error:
                         raise ValueError(f"{keyword} {target!r} is not in the schema; nothing is fetched") from error
-                case "pattern", str(pattern):
-                    _compile(pattern)
         return text
-
-
-def _compile(pattern: str) -> None:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"{pattern!r} is no regular expression: {error.msg} at position {error.pos}") from error
 
 
 def _keywords(schema: Any) -> Iterator[tuple[str, Any]]:
@@ -214,8 +205,15 @@ class PatternFormat(Component):
     @field_validator("pattern")
     @classmethod
     def _compiles(cls, pattern: str) -> str:
-        _compile(pattern)
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"no regular expression: {error.msg} at position {error.pos}") from error
         return pattern
+
+
+IFEVAL_IDS, IFEVAL_ARGUMENTS = "instruction_id_list", "kwargs"
+"""IFEval's own two columns: the ids, and the arguments of each."""
 
 
 class Constraints(Component):
@@ -223,7 +221,7 @@ class Constraints(Component):
 
     kind: Literal["constraints"] = "constraints"
     column: str = "constraints"
-    """The rows' column with a JSON list of instructions: ``[{"id": "length_constraints:number_words", "relation": "at least", "num_words": 20}]``."""
+    """The rows' column with a JSON list of instructions: ``[{"id": "length_constraints:number_words", "relation": "at least", "num_words": 20}]``; or ``instruction_id_list`` as IFEval has it, the arguments in ``kwargs``."""
     all_or_nothing: bool = True
     """1 only if every instruction is followed; off, the share."""
 
@@ -310,8 +308,11 @@ class Rewards(Strict):
 
     def columns(self) -> dict[str, str]:
         """Columns that rows must have, each with the field that asks for it."""
-        return {
-            component.column: f"rewards.components[{index}].column"
-            for index, component in enumerate(self.components)
-            if isinstance(component, ExactAnswer | NumericAnswer | MathAnswer | CodeTests | Constraints)
-        }
+        columns: dict[str, str] = {}
+        for index, component in enumerate(self.components):
+            if isinstance(component, ExactAnswer | NumericAnswer | MathAnswer | CodeTests | Constraints):
+                field = f"rewards.components[{index}].column"
+                columns.setdefault(component.column, field)
+                if isinstance(component, Constraints) and component.column == IFEVAL_IDS:
+                    columns.setdefault(IFEVAL_ARGUMENTS, field)
+        return columns

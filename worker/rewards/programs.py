@@ -1,0 +1,98 @@
+"""Whether a completion's program passes the row's hidden tests, run in the sandbox. Chen et al. 2021, arXiv:2107.03374.
+
+Expected results stay outside; what goes in and comes back is :mod:`worker.sandbox`'s business. If the sandbox itself
+fails, the rollout is unscored; whatever the program does (loops, eats memory, exits, prints a lot) is a failed test.
+"""
+
+import re
+import textwrap
+from collections.abc import Sequence
+
+from backend.runs.specs.rewards import CodeTests
+from worker.report import SpecCannotWork
+from worker.rewards.rollouts import Rollout, Row, Score, Scorer, refuse, value
+from worker.sandbox import Sandbox, SandboxUnavailable, Tests, TestsUnreadable, Verdict, read_tests
+
+_FENCE = re.compile(
+    r"^[ \t]*(```|~~~)[ \t]*(?P<language>[\w+-]*)[^\n]*\n(?P<code>.*?)^[ \t]*\1[ \t]*$", re.DOTALL | re.MULTILINE
+)
+_PYTHON = frozenset({"", "python", "python3", "py"})
+_FAILURES = ("wrong", "runtime_error", "timeout", "memory", "output_limit", "malformed")
+
+
+def program(rollout: Rollout) -> str:
+    """The last closed fenced block in Python; else all of the completion, after a plain prompt that it continues.
+
+    It continues the prompt if its first line is indented: the body of a function that the prompt began.
+    """
+    blocks = [found["code"] for found in _FENCE.finditer(rollout.completion) if found["language"].lower() in _PYTHON]
+    if blocks:
+        return textwrap.dedent(blocks[-1])
+    first = next((line for line in rollout.completion.splitlines() if line.strip()), "")
+    continues = isinstance(rollout.prompt, str) and first[:1] in (" ", "\t")
+    return f"{rollout.prompt}{rollout.completion}" if continues else rollout.completion
+
+
+class Programs(Scorer):
+    """Share of passed tests, or 1 only if all pass."""
+
+    at_once = 64
+
+    def __init__(self, spec: CodeTests, field: str) -> None:
+        self.spec = spec
+        self._last: list[Verdict | None] = []
+        try:
+            self._sandbox = Sandbox.open()
+        except SandboxUnavailable as error:
+            raise SpecCannotWork(str(error), remedy=error.remedy, field=field) from error
+
+    def check(self, rows: Sequence[Row], field: str) -> None:
+        """Every row has tests that can be read."""
+        problems = {}
+        for i, row in enumerate(rows):
+            try:
+                self._tests(row)
+            except TestsUnreadable as error:
+                problems[i] = str(error)
+        refuse(
+            rows,
+            problems,
+            what=f"have tests in {self.spec.column!r} that cannot be read",
+            remedy="Use a JSON list of calls with expected results, or Python assertions, and leave other rows out.",
+            field=f"{field}.column",
+        )
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
+        """All of them, spread over the sandbox's slots; the same program runs on the same tests once."""
+        jobs: dict[tuple[str, str], tuple[str, Tests]] = {}
+        keys: list[tuple[str, str] | None] = []
+        for rollout in rollouts:
+            key = (program(rollout), repr(rollout.row.get(self.spec.column)))
+            try:
+                jobs.setdefault(key, (key[0], self._tests(rollout.row)))
+                keys.append(key)
+            except TestsUnreadable:
+                keys.append(None)
+        graded = self._sandbox.grade_all(list(jobs.values()), seconds=self.spec.seconds)
+        verdicts = dict(zip(jobs, graded, strict=True))
+        self._last = [None if key is None else verdicts[key] for key in keys]
+        return [self._score(verdict) for verdict in self._last]
+
+    def _score(self, verdict: Verdict | None) -> Score:
+        if verdict is None or not verdict.scored:
+            return None
+        return float(verdict.kind == "ok") if self.spec.all_or_nothing else verdict.passed / verdict.total
+
+    def _tests(self, row: Row) -> Tests:
+        return read_tests(value(row, self.spec.column))
+
+    def extras(self) -> dict[str, list[Score]]:
+        """How programs failed: 1 under the kind of failure, 0 under the others."""
+        return {
+            kind: [None if verdict is None else float(verdict.kind == kind) for verdict in self._last]
+            for kind in _FAILURES
+        }
+
+    def close(self) -> None:
+        """End the sandbox."""
+        self._sandbox.close()
