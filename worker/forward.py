@@ -73,7 +73,7 @@ def read(
         else:
             logits = _shared(model, texts, distinct, owner)
             logps, spread = _likelihood(logits / temperature if temperature != 1 else logits, texts, entropies)
-            states = [torch.cat([seen[0][owner, -1:], seen[1]], 1)] if hidden else []
+            states = [torch.cat([seen[0][owner, -1:], *seen[1:]], 1)] if hidden else []
             states = [state[:, : texts.completion_ids.size(1)] for state in states]
         return Pass(logps, spread, states[0] if states else None)
 
