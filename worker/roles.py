@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from backend.runs.specs import Launch, ModelFolder, PPOSpec, QLoRA, ValueHead, ValueModel
-from worker import networks
+from worker import networks, scoring
 from worker.forward import Texts
 from worker.report import SpecCannotWork
 
@@ -69,7 +69,7 @@ class Roles:
         """The value's own backbone, for the time of the block."""
         raise NotImplementedError
 
-    def judges(self) -> Mapping[int, nn.Module]:
+    def scorers(self) -> Mapping[int, scoring.Scorer]:
         """Reward models that need no loading, by registry id."""
         return {}
 
@@ -145,7 +145,7 @@ class OneBackbone(Roles):
         super().__init__(policy, value)
         if isinstance(value, ValueModel):
             policy.add_adapter(VALUE, copy(policy.peft_config[POLICY]))
-        self._judges: dict[int, nn.Module] = {}
+        self._judges: dict[int, scoring.Scorer] = {}
         self._learning = {name for name, _ in policy.base_model.named_parameters() if _OF_LEARNERS.search(name)}
         self._on: str | None = POLICY
         self._play(POLICY)
@@ -222,6 +222,7 @@ class OneBackbone(Roles):
         from safetensors.torch import load_file
 
         adapter = f"judge_{number}"
+        networks.check_files(folder, field="rewards")
         config: Any = PeftConfig.from_pretrained(str(folder))
         task, config.task_type, config.modules_to_save = config.task_type, "CAUSAL_LM", None  # its head is ours to call
         self.policy.add_adapter(adapter, config)
@@ -236,10 +237,13 @@ class OneBackbone(Roles):
                 f"the reward model's adapter does not fit the model: {(absent + said.unexpected_keys)[0]}",
                 field="rewards",
             )
-        self._judges[number] = Judge(self, adapter, head, every_token=task == "TOKEN_CLS")
+        judge = Judge(self, adapter, head, every_token=task == "TOKEN_CLS")
+        self._judges[number] = scoring.scorer_of(
+            judge, head.out_features, networks.load_tokenizer(folder), scoring.read_meaning(folder), field="rewards"
+        )
         self._play(self._on)  # adding an adapter changes what is trainable
 
-    def judges(self) -> Mapping[int, nn.Module]:
+    def scorers(self) -> Mapping[int, scoring.Scorer]:
         """The reward models that play on this backbone."""
         return self._judges
 

@@ -77,9 +77,9 @@ class TestOneBackbone:
     def test_rewards_equal_those_of_the_model_by_itself(self, tmp_path: Path, reward_adapter: Path) -> None:
         model = networks.folder_of(ModelFolder(folder=reward_adapter, adapter_base=BASE), tmp_path)
         alone = scoring.load_scorer(model)
-        judge: Any = one_backbone(tmp_path, reward_adapter).judges()[7]
+        judge = one_backbone(tmp_path, reward_adapter).scorers()[7]
         pairs = [Pair([7] * n, list(range(20, 30 + n))) for n in (1, 5, 3)]
-        ours = scoring.TextScorer(judge, networks.load_tokenizer(BASE)).scores(pairs)
+        ours = judge.scores(pairs)
         theirs = alone.scores(pairs)
         assert len({verdict.score for verdict in theirs}) == 3
         for mine, expected in zip(ours, theirs, strict=True):
@@ -92,9 +92,9 @@ class TestOneBackbone:
         ids = torch.randint(10, 400, (3, 9), generator=torch.Generator().manual_seed(0))
         mask = (torch.arange(9) < torch.tensor([[9], [4], [6]])).long()
         ids = torch.where(mask.bool(), ids, alone.config.pad_token_id)
-        judge = one_backbone(tmp_path, reward_adapter).judges()[7]
+        judge: Any = one_backbone(tmp_path, reward_adapter).scorers()[7]
         with torch.no_grad():
-            difference = judge(ids, mask).logits - alone(input_ids=ids, attention_mask=mask).logits
+            difference = judge.model(ids, mask).logits - alone(input_ids=ids, attention_mask=mask).logits
         assert difference.abs().max().item() == 0
 
     def test_the_reference_equals_the_model_by_itself(self, tmp_path: Path, reward_adapter: Path) -> None:
@@ -118,7 +118,7 @@ class TestOneBackbone:
             read(model, texts())
         values = found.values(texts(), None)
         with torch.no_grad():
-            found.judges()[7](texts().completion_ids, texts().completion_mask)
+            found.scorers()[7].scores([Pair([7, 8], [9])])
         assert {name: parameter.requires_grad for name, parameter in found.policy.named_parameters()} == before
         (policy.logps.sum() + values.sum()).backward()
         assert len(before) > sum(before.values()) > 80
@@ -158,7 +158,7 @@ class TestOneBackbone:
         spec = PPOSpec(base_model=1, dataset=1, rewards=REWARDS, weights=LoRA(rank=4))
         launch = launched(tmp_path, spec, reward_adapter)
         other = launch.model_copy(update={"models": {7: ModelFolder(folder=reward_adapter, adapter_base=tmp_path)}})
-        assert not roles.cast(other, spec, BASE).judges()
+        assert not roles.cast(other, spec, BASE).scorers()
 
 
 class TestValues:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from backend.runs.specs.parts import Strict, TrainingSpec
+from backend.runs.specs.parts import FSDP, DeepSpeed, Strict, TrainingSpec
 from backend.runs.specs.rewards import Rewards
 
 # --- supervised --------------------------------------------------------------------------------------------------
@@ -268,7 +268,19 @@ class PPOSpec(OnlineSpec):
     whiten_rewards: bool = False
     """Divide the rewards of a rollout by their standard deviation."""
     whiten_advantages: bool = True
-    """Shift and scale the advantages of a rollout to mean 0 and standard deviation 1."""
+    """Shift and scale the advantages of a rollout to mean 0 and standard deviation 1. With the penalty in the loss this changes its price against rewards."""
+
+    @model_validator(mode="after")
+    def _alone(self) -> Self:
+        if isinstance(self.devices, FSDP | DeepSpeed):
+            raise ValueError("PPO keeps each model whole on a device; choose one device or data parallel")
+        for name, component in self.rewards.named():
+            if component.normalize == "group":
+                raise ValueError(
+                    f"{name} is normalized over the completions of a prompt, and PPO samples one of each; normalize it "
+                    "over the batch, or not at all"
+                )
+        return self
 
 
 class GroupAdvantage(Strict):
