@@ -246,6 +246,23 @@ def preference_pairs(count: int, seed: int, side: Side = "train", share_sums: fl
     return rows
 
 
+def voted_pairs(count: int, seed: int, side: Side = "train", share_sums: float = 0.25, votes: int = 4) -> list[Row]:
+    """Preference rows with a *probability*: the share of annotators for the chosen side, from 1/2 (a tie) to 1.
+
+    Each of *votes* annotators prefers the politer reply the more surely, the larger the difference: 3 to 1 for one
+    sentence, 27 to 1 for three. Sums are judged like a difference of two.
+    """
+    rng = random.Random(f"votes {seed}")
+    rows: list[Row] = []
+    for row in preference_pairs(count, seed, side, share_sums):
+        odds = 3 ** row.pop("margin")
+        share = sum(rng.random() < odds / (1 + odds) for _ in range(votes)) / votes
+        if share < 0.5:
+            row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
+        rows.append({**row, "probability": max(share, 1 - share)})
+    return rows
+
+
 def thumbs(count: int, seed: int, side: Side = "train", share_sums: float = 0.25) -> list[Row]:
     """Unpaired rows: up for the worked sum and the reply that is polite throughout, down for anything less; half each."""
     rng = random.Random(f"thumbs {seed}")
@@ -260,10 +277,74 @@ def thumbs(count: int, seed: int, side: Side = "train", share_sums: float = 0.25
     return rows
 
 
+def scored(count: int, seed: int, side: Side = "train") -> list[Row]:
+    """Scored rows, two completions of each prompt: *politeness* of replies (polite sentences, 0 to 3), *correctness* of
+    sums (0 or 1), and *detail* of both (words / 4). What an attribute does not apply to has no score of it.
+    """
+    rng = random.Random(f"scored {seed}")
+    rows: list[Row] = []
+    for topic in _topics(rng, -(-count // 2), 0.4, side):
+        prompt = ask(rng, topic)
+        for _ in range(2):
+            scores: dict[str, float] = {}
+            if isinstance(topic, Sum):
+                completion = work_out(topic) if rng.random() < 0.5 else guess(rng, topic)
+                scores["correctness"] = float(answer_is_right(prompt, completion))
+            else:
+                polite = rng.randrange(4)
+                completion = reply(rng, topic, polite)
+                scores["politeness"] = float(polite)
+            scores["detail"] = len(completion.split()) / 4
+            rows.append({"prompt": _user(prompt), "completion": _assistant(completion), "scores": scores})
+    return rows[:count]
+
+
+def stepwise(count: int, seed: int, side: Side = "train") -> list[Row]:
+    """Stepwise rows: half of the sums guessed in one step, half worked out in three, one of which may go wrong.
+
+    Added wrongly, a carry forgotten or made up, the answer put together wrongly: each with a chance of 1/5; what follows
+    from an error is wrong, too. The steps are those of :func:`work_out`, cut at its full stops, so joined by "." they are
+    what the model writes.
+    """
+    rng = random.Random(f"stepwise {seed}")
+    rows: list[Row] = []
+    for topic in _topics(rng, count, 1.0, side):
+        assert isinstance(topic, Sum)
+        prompt = ask(rng, topic)
+        if rng.random() < 0.5:
+            guessed = guess(rng, topic)
+            steps, labels = [guessed.removesuffix(".")], [answer_is_right(prompt, guessed)]
+        else:
+            slips = [rng.random() < 0.2 for _ in range(3)]
+            ones = topic.a % 10 + topic.b % 10 + (rng.choice((-2, -1, 1, 2)) if slips[0] else 0)
+            carry = int(ones > 9) ^ slips[1]
+            tens = topic.a // 10 + topic.b // 10 + carry
+            answer = 10 * tens + ones % 10 + (rng.choice((-10, -1, 1, 10)) if slips[2] else 0)
+            steps = [
+                f"Ones: {topic.a % 10}+{topic.b % 10}={ones}",
+                f" Tens: {topic.a // 10}+{topic.b // 10}+{carry}={tens}",
+                f" Answer: {answer}",
+            ]
+            labels = [not any(slips[: n + 1]) for n in range(3)]
+        rows.append({"prompt": _user(prompt), "completions": steps, "labels": labels})
+    return rows
+
+
 def prompts(count: int, seed: int, side: Side = "held_out", share_sums: float = 0.5) -> list[Row]:
     """Prompt-only rows."""
     rng = random.Random(f"prompts {seed}")
     return [{"prompt": _user(ask(rng, topic))} for topic in _topics(rng, count, share_sums, side)]
+
+
+def sums(count: int, seed: int, side: Side = "train") -> list[Row]:
+    """Prompt-only rows that ask for a sum, and its *answer*."""
+    rng = random.Random(f"sums {seed}")
+    topics = [rng.choice(_SUM_TOPICS[side]) for _ in range(count)]
+    return [
+        {"prompt": _user(ask(rng, topic)), "answer": str(topic.a + topic.b)}
+        for topic in topics
+        if isinstance(topic, Sum)
+    ]
 
 
 class Candidates(NamedTuple):

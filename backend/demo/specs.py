@@ -2,17 +2,31 @@
 
 from backend.runs.specs import (
     IPO,
+    Adapter,
+    AttributeRewardSpec,
     Checkpoints,
     DPOSpec,
     Evaluation,
+    FixedBeta,
     FullWeights,
+    Hinge,
+    KLPenalty,
+    KTOSpec,
     LoRA,
     Optimization,
+    ORPOSpec,
+    PPOSpec,
+    ProcessRewardSpec,
     RewardSpec,
+    Robust,
+    Sampling,
+    ScoreCare,
     SFTSpec,
     Sigmoid,
+    SimPOSpec,
     Weights,
 )
+from backend.runs.specs.rewards import RewardModelScore, Rewards
 
 _MAX_LENGTH = 128
 """The demo's longest row has 60 tokens."""
@@ -68,4 +82,114 @@ def ipo(base_model: int, dataset: int, *, seed: int = 0, weights: Weights | None
         optimization=Optimization(steps=100, batch_size=32, learning_rate=rate, warmup_steps=5),
         loss=IPO(),
         beta=beta,
+    )
+
+
+def hinge(base_model: int, dataset: int, *, seed: int = 0, weights: Weights | None = None) -> DPOSpec:
+    """The same pairs, each left alone once its margin is large enough."""
+    rate = 1e-3 if isinstance(weights, LoRA) else 2e-4
+    return DPOSpec(
+        **_common(base_model, dataset, seed, 20, weights),
+        optimization=Optimization(steps=100, batch_size=32, learning_rate=rate, warmup_steps=5),
+        loss=Hinge(),
+        beta=0.5,
+    )
+
+
+def robust(base_model: int, dataset: int, *, seed: int = 0, weights: Weights | None = None) -> DPOSpec:
+    """The same pairs as if one in ten were flipped."""
+    rate = 1e-3 if isinstance(weights, LoRA) else 2e-4
+    return DPOSpec(
+        **_common(base_model, dataset, seed, 20, weights),
+        optimization=Optimization(steps=100, batch_size=32, learning_rate=rate, warmup_steps=5),
+        loss=Robust(label_smoothing=0.1),
+        beta=0.5,
+    )
+
+
+def soft_dpo(base_model: int, dataset: int, *, seed: int = 0, weights: Weights | None = None) -> DPOSpec:
+    """Pairs with the share of annotators that preferred the chosen side; ties pull the margin to zero."""
+    rate = 1e-3 if isinstance(weights, LoRA) else 2e-4
+    return DPOSpec(
+        **_common(base_model, dataset, seed, 20, weights),
+        optimization=Optimization(steps=100, batch_size=32, learning_rate=rate, warmup_steps=5),
+        loss=Sigmoid(sft_weight=1.0),
+        beta=0.5,
+        use_probability=True,
+        reference="before",
+    )
+
+
+def kto(base_model: int, dataset: int, *, seed: int = 0, weights: Weights | None = None) -> KTOSpec:
+    """Learn from thumbs instead of pairs."""
+    rate = 1e-3 if isinstance(weights, LoRA) else 2e-4
+    return KTOSpec(
+        **_common(base_model, dataset, seed, 20, weights),
+        optimization=Optimization(steps=120, batch_size=32, learning_rate=rate, warmup_steps=5),
+        beta=1.0,
+    )
+
+
+def orpo(base_model: int, dataset: int, *, seed: int = 0, weights: Weights | None = None) -> ORPOSpec:
+    """Imitate what was chosen and part it from what was rejected, in one loss and without a second model."""
+    rate = 2e-3 if isinstance(weights, LoRA) else 3e-4
+    return ORPOSpec(
+        **_common(base_model, dataset, seed, 20, weights),
+        optimization=Optimization(steps=120, batch_size=32, learning_rate=rate, warmup_steps=5),
+        odds_weight=0.3,
+    )
+
+
+def simpo(base_model: int, dataset: int, *, seed: int = 0, weights: Weights | None = None) -> SimPOSpec:
+    """Pairs by the mean log-probability of their tokens; the added likelihood keeps the text well-formed."""
+    rate = 1e-3 if isinstance(weights, LoRA) else 2e-4
+    return SimPOSpec(
+        **_common(base_model, dataset, seed, 20, weights),
+        optimization=Optimization(steps=120, batch_size=32, learning_rate=rate, warmup_steps=5),
+        beta=2.0,
+        gamma=0.5,
+        sft_weight=0.5,
+    )
+
+
+def reward_soft(base_model: int, dataset: int, *, seed: int = 0, weights: Weights | None = None) -> RewardSpec:
+    """Score completions as most of several annotators did, and as surely as they agreed."""
+    return reward(base_model, dataset, seed=seed, weights=weights).model_copy(update={"use_probability": True})
+
+
+def attribute_reward(
+    base_model: int, dataset: int, *, seed: int = 0, weights: Weights | None = None
+) -> AttributeRewardSpec:
+    """Score politeness, correctness and detail by themselves; detail is measured, and adds nothing to the reward."""
+    rate = 2e-3 if isinstance(weights, LoRA) else 1e-3
+    return AttributeRewardSpec(
+        **_common(base_model, dataset, seed, 20, weights),
+        optimization=Optimization(steps=100, batch_size=32, learning_rate=rate, warmup_steps=5),
+        attributes={"politeness": 1.0, "correctness": 2.0, "detail": 0.0},
+    )
+
+
+def process_reward(
+    base_model: int, dataset: int, *, seed: int = 0, weights: Weights | None = None
+) -> ProcessRewardSpec:
+    """See in which step a sum goes wrong."""
+    rate = 5e-3 if isinstance(weights, LoRA) else 2e-3
+    return ProcessRewardSpec(
+        **_common(base_model, dataset, seed, 100, weights),
+        optimization=Optimization(steps=400, batch_size=64, learning_rate=rate, warmup_steps=10),
+        separator=".",
+    )
+
+
+def ppo(base_model: int, dataset: int, *, reward_model: int, seed: int = 0, weights: Weights | None = None) -> PPOSpec:
+    """Write what the reward model likes, without leaving the base model further than that is worth."""
+    rate = 2e-3 if isinstance(weights, Adapter) else 1e-4
+    return PPOSpec(
+        **_common(base_model, dataset, seed, 20, weights),
+        optimization=Optimization(steps=100, batch_size=64, learning_rate=rate, schedule="constant", warmup_steps=3),
+        rewards=Rewards(components=[RewardModelScore(models=[reward_model])]),
+        sampling=Sampling(max_new_tokens=48),
+        scores=ScoreCare(missing_end_penalty=1),
+        epochs=2,
+        kl=KLPenalty(beta=FixedBeta(beta=0.1), place="reward", estimator="k1"),
     )

@@ -5,7 +5,14 @@ import pytest
 from backend.datasets.rows import Row
 from backend.demo import corpus
 
-SHAPES = [corpus.pretraining, corpus.demonstrations, corpus.preference_pairs, corpus.prompts]
+SHAPES = [
+    corpus.pretraining,
+    corpus.demonstrations,
+    corpus.preference_pairs,
+    corpus.voted_pairs,
+    corpus.thumbs,
+    corpus.prompts,
+]
 
 
 def asked(row: Row) -> str:
@@ -86,3 +93,25 @@ def test_the_base_model_is_small_and_has_no_pickle() -> None:
     assert {"model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"} <= {f.name for f in files}
     assert sum(file.stat().st_size for file in files) < 2_000_000
     assert {file.suffix for file in files} == {".safetensors", ".json", ".jinja"}
+
+
+def test_a_thumb_is_up_for_what_is_right_and_polite() -> None:
+    rows = corpus.thumbs(400, 0)
+    up = [row for row in rows if row["label"]]
+    assert 150 < len(up) < 250
+    for row in rows:
+        assert (corpus.candidate_quality(asked(row), row["completion"][0]["content"]) == 3) == row["label"]
+
+
+def test_votes_lean_to_the_better_side_and_some_tie() -> None:
+    """Four voters at 3 to 1 prefer the worse reply with three or more votes in (1/4)⁴ + 4·(1/4)³·(3/4) = 5 % of rows."""
+    rows = corpus.voted_pairs(600, 0)
+    assert {row["probability"] for row in rows} == {0.5, 0.75, 1.0}
+    wrong = [
+        row
+        for row in rows
+        if row["probability"] > 0.5
+        and corpus.candidate_quality(asked(row), row["chosen"][0]["content"])
+        < corpus.candidate_quality(asked(row), row["rejected"][0]["content"])
+    ]
+    assert 0 < len(wrong) < 0.05 * len(rows)
