@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 from transformers import (
     PreTrainedTokenizerBase,
     PrinterCallback,
@@ -53,8 +54,7 @@ def arguments(launch: Launch, prepared: Prepared) -> dict[str, Any]:
     gpu = torch.cuda.is_available()
     held_out = len(prepared.held_out)
     # TRL averages metrics over batches, not rows: batches of nearly equal size keep that honest
-    batches = math.ceil(held_out / (how.batch_size * ranks.world())) * ranks.world()
-    eval_batch = math.ceil(held_out / batches)
+    eval_batch = math.ceil(held_out / math.ceil(held_out / how.batch_size))
     return {
         "output_dir": str(launch.folder / "checkpoints" / ".writing"),
         "seed": spec.seed,
@@ -134,6 +134,13 @@ class Frame(Trainer):
             config.base_model_name_or_path = None  # a path of this machine says nothing elsewhere
         model.save_pretrained(folder)
         self.processing_class.save_pretrained(folder)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """Every process sees all held-out rows: TRL averages over batches, and shares of them have other averages."""
+        if ranks.world() == 1:
+            return super().get_eval_dataloader(eval_dataset)
+        rows: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        return DataLoader(rows, batch_size=self.args.eval_batch_size, collate_fn=self.data_collator)
 
     def _show(self, step: int) -> None:
         """The first process writes texts, and the others wait; weights that are spread over processes write none."""
