@@ -169,6 +169,7 @@ class Online(Reading):
     ) -> Collected:
         """*copies* completions of the prompt of every row, measured."""
         alone = ranks.world() == 1  # a process that left by itself would leave the others waiting
+        stopped = (lambda: self.stop.requested) if alone else (lambda: False)
         groups = sample(
             self.accelerator.unwrap_model(self.model),
             [row["prompt_ids"] for row in rows],
@@ -178,7 +179,7 @@ class Online(Reading):
             max_new_tokens=self.max_completion_length,
             temperature=self.temperature if temperature is None else temperature,
             pad=self._tokenizer.pad_token_id,
-            stopped=(lambda: self.stop.requested) if alone else (lambda: False),
+            stopped=stopped,
         )
         each = [row for row in rows for _ in range(copies)]
         written = [text for group in groups for text in group]
@@ -194,7 +195,7 @@ class Online(Reading):
             )
             for i, (row, one, text) in enumerate(zip(each, written, self.aloud(written), strict=True))
         ]
-        return Collected(each, written, self.rewards.measure(rollouts))
+        return Collected(each, written, self.rewards.measure(rollouts, stopped=stopped))
 
     def aloud(self, written: Sequence[Written]) -> list[str]:
         """Completions as text, without the token that ended them."""
@@ -276,8 +277,6 @@ class Online(Reading):
         told = {
             **scores.figures(),
             "unscored": 1 - len(scored) / len(worth),
-            "reward": scored.mean().item(),
-            "reward_std": scored.std(correction=0).item(),
             "completions/mean_length": lengths.mean().item(),
             "completions/min_length": lengths.min().item(),
             "completions/max_length": lengths.max().item(),
@@ -285,6 +284,8 @@ class Online(Reading):
             "kl_coefficient": self.kl_beta,
             "num_tokens": float(self._total_train_tokens),
         }
+        if len(scored):
+            told |= {"reward": scored.mean().item(), "reward_std": scored.std(correction=0).item()}
         if (size := self.num_generations) > 1:
             told["frac_reward_zero_std"] = len(without_spread(worth, size)) * size / len(worth)
         for name, value in told.items():
