@@ -166,8 +166,7 @@ def load(
     """
     check_files(folder)
     task = task or ("SEQ_CLS" if reward else "CAUSAL_LM")
-    named = _json(folder / "config.json").get("architectures") or [""]
-    is_for = next((task for suffix, task in _SUFFIXES.items() if named[0].endswith(suffix)), "CAUSAL_LM")
+    is_for = task_of(folder)
     if is_for != "CAUSAL_LM" and task == "CAUSAL_LM":
         raise SpecCannotWork(
             "a reward model cannot write text", remedy="Start from a language model.", field="base_model"
@@ -192,6 +191,12 @@ def load(
     except (ValueError, KeyError) as error:  # an architecture or a quantization that is not known here
         raise SpecCannotWork(f"the model cannot be loaded: {error}", field="base_model") from error
     return model
+
+
+def task_of(folder: Path) -> Task:
+    """What the full weights in *folder* are for, as their config says."""
+    named = _json(folder / "config.json").get("architectures") or [""]
+    return next((task for suffix, task in _SUFFIXES.items() if named[0].endswith(suffix)), "CAUSAL_LM")
 
 
 def load_to_train(folder: Path, weights: Weights, **more: Any) -> PreTrainedModel:

@@ -11,7 +11,6 @@ Scores are computed in batches of similar length, padded on the right, without g
 the batch a text is in nor the order of texts changes them by more than rounding.
 """
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -131,9 +130,9 @@ def text_outputs(model: PreTrainedModel, ids: Sequence[Sequence[int]], pad: int,
     return torch.stack([found[i] for i in range(len(ids))])
 
 
-def step_chances(logits: Tensor) -> Tensor:
-    """P(right) of steps (S,) from their two outputs (S, 2): σ(right − wrong)."""
-    return (logits[:, 1] - logits[:, 0]).sigmoid()
+def step_logits(found: Tensor) -> Tensor:
+    """The logit of "this step is right" (…) from a step's two outputs (…, 2): right − wrong."""
+    return found[..., 1] - found[..., 0]
 
 
 def reduce_steps(chances: Sequence[float], how: Reduce) -> float:
@@ -270,7 +269,7 @@ class StepScorer(_Loaded):
         which = [i for i, (ids, ends) in enumerate(encoded) if ends and self._fits(ids)]
         for place, logits in outputs(self.model, [encoded[i][0] for i in which], self.pad, batch_size):
             i = which[place]
-            chances: list[float] = step_chances(logits[encoded[i][1]]).tolist()
+            chances: list[float] = step_logits(logits[encoded[i][1]]).sigmoid().tolist()
             verdicts[i] = Verdict(reduce_steps(chances, self.reduce), {}, chances)
         return verdicts
 
@@ -296,17 +295,30 @@ def load_scorer(
     networks.check_files(folder, field=field)
     meaning = read_meaning(folder)
     task: networks.Task = "TOKEN_CLS" if isinstance(meaning, StepsMeaning) else "SEQ_CLS"
-    suffix = "ForTokenClassification" if task == "TOKEN_CLS" else "ForSequenceClassification"
-    named = json.loads((folder / "config.json").read_bytes()).get("architectures") or [""]
-    if not named[0].endswith(suffix):
+    if networks.task_of(folder) != task:
         raise SpecCannotWork(
-            f"the model does not score: its config names {named[0] or 'no architecture'}",
+            "the model does not score"
+            if meaning is None
+            else f"its config and its {REWARD_FILE} are of different kinds",
             remedy="Take a reward model that was trained here, or one that classifies sequences with one label.",
             field=field,
         )
     model = networks.load(folder, task=task, dtype=dtype).to(device).eval().requires_grad_(False)
-    tokenizer = networks.load_tokenizer(folder)
-    labels = model.config.num_labels
+    return scorer_of(
+        model, model.config.num_labels, networks.load_tokenizer(folder), meaning, reduce=reduce, field=field
+    )
+
+
+def scorer_of(
+    model: Any,
+    labels: int,
+    tokenizer: PreTrainedTokenizerBase,
+    meaning: AttributesMeaning | StepsMeaning | None,
+    *,
+    reduce: Reduce | None = None,
+    field: str = "base_model",
+) -> Scorer:
+    """*model*, which has *labels* outputs of that *meaning*, as a scorer of its kind."""
     expected = 2 if isinstance(meaning, StepsMeaning) else len(meaning.attributes) if meaning else 1
     if labels != expected:
         raise SpecCannotWork(

@@ -4,19 +4,24 @@ from backend.runs.specs import (
     IPO,
     Adapter,
     AttributeRewardSpec,
+    BatchBaseline,
     Checkpoints,
     DPOSpec,
     Evaluation,
     FixedBeta,
     FullWeights,
+    GroupAdvantage,
+    GRPOSpec,
     Hinge,
     KLPenalty,
     KTOSpec,
+    LeaveOneOut,
     LoRA,
     Optimization,
     ORPOSpec,
     PPOSpec,
     ProcessRewardSpec,
+    Resample,
     RewardSpec,
     Robust,
     Sampling,
@@ -26,7 +31,7 @@ from backend.runs.specs import (
     SimPOSpec,
     Weights,
 )
-from backend.runs.specs.rewards import RewardModelScore, Rewards
+from backend.runs.specs.rewards import NumericAnswer, PatternFormat, RewardModelScore, Rewards, SoftOverlong
 
 _MAX_LENGTH = 128
 """The demo's longest row has 60 tokens."""
@@ -173,10 +178,10 @@ def process_reward(
     base_model: int, dataset: int, *, seed: int = 0, weights: Weights | None = None
 ) -> ProcessRewardSpec:
     """See in which step a sum goes wrong."""
-    rate = 5e-3 if isinstance(weights, LoRA) else 2e-3
+    rate = 5e-3 if isinstance(weights, LoRA) else 1e-3
     return ProcessRewardSpec(
-        **_common(base_model, dataset, seed, 100, weights),
-        optimization=Optimization(steps=400, batch_size=64, learning_rate=rate, warmup_steps=10),
+        **_common(base_model, dataset, seed, 30, weights),
+        optimization=Optimization(steps=150, batch_size=64, learning_rate=rate, warmup_steps=10),
         separator=".",
     )
 
@@ -192,4 +197,94 @@ def ppo(base_model: int, dataset: int, *, reward_model: int, seed: int = 0, weig
         scores=ScoreCare(missing_end_penalty=1),
         epochs=2,
         kl=KLPenalty(beta=FixedBeta(beta=0.1), place="reward", estimator="k1"),
+    )
+
+
+# --- the GRPO family: sums with known answers ------------------------------------------------------------------------
+
+
+def grpo(base_model: int, dataset: int, *, seed: int = 0, weights: Weights | None = None, **more: object) -> GRPOSpec:
+    """Find out that working a sum out pays: eight tries each, compared with each other. *more*: what a variant changes."""
+    rate = 2e-3 if isinstance(weights, Adapter) else 1e-4
+    common = {
+        **_common(base_model, dataset, seed, 20, weights),
+        "optimization": Optimization(steps=80, batch_size=64, learning_rate=rate, schedule="constant", warmup_steps=3),
+        "rewards": Rewards(components=[NumericAnswer()]),
+        "sampling": Sampling(max_new_tokens=40),
+        "group_size": 8,
+    }
+    return GRPOSpec(**{**common, **more})
+
+
+def dr_grpo(base_model: int, dataset: int, *, seed: int = 0, weights: Weights | None = None) -> GRPOSpec:
+    """The same without dividing by a deviation or a length, which favor easy prompts and short answers."""
+    return grpo(
+        base_model,
+        dataset,
+        seed=seed,
+        weights=weights,
+        advantage=GroupAdvantage(scale="none"),
+        average="constant",
+        clip_high=0.2,
+    )
+
+
+def dapo(base_model: int, dataset: int, *, seed: int = 0, weights: Weights | None = None) -> GRPOSpec:
+    """All four repairs: clip higher, groups with spread only, every token alike, and care with what has no end."""
+    return grpo(
+        base_model,
+        dataset,
+        seed=seed,
+        weights=weights,
+        rewards=Rewards(components=[NumericAnswer(), SoftOverlong(buffer=8)]),
+        clip_high=0.28,
+        average="token",
+        groups=Resample(max_rounds=4),
+        drop_unfinished=True,
+    )
+
+
+def gspo(base_model: int, dataset: int, *, seed: int = 0, weights: Weights | None = None) -> GRPOSpec:
+    """One ratio for each completion; two steps on every rollout, so that it has something to say."""
+    return grpo(
+        base_model,
+        dataset,
+        seed=seed,
+        weights=weights,
+        ratio="sequence",
+        average="completion",
+        clip_low=3e-4,
+        clip_high=4e-4,
+        batches_per_rollout=2,
+    )
+
+
+def rloo(base_model: int, dataset: int, *, seed: int = 0, weights: Weights | None = None) -> GRPOSpec:
+    """Each try against the mean of the others; what leaving the base model costs is taken from the reward."""
+    return grpo(
+        base_model,
+        dataset,
+        seed=seed,
+        weights=weights,
+        advantage=LeaveOneOut(),
+        average="completion",
+        group_size=4,
+        kl=KLPenalty(beta=FixedBeta(beta=0.02), place="reward", estimator="k1"),
+    )
+
+
+def reinforce(base_model: int, dataset: int, *, seed: int = 0, weights: Weights | None = None) -> GRPOSpec:
+    """Every try against the mean of the whole batch."""
+    return grpo(base_model, dataset, seed=seed, weights=weights, advantage=BatchBaseline(), clip_high=0.2)
+
+
+def r1_zero(base_model: int, dataset: int, *, seed: int = 0, weights: Weights | None = None) -> GRPOSpec:
+    """No demonstrations at all: a reward for showing the work and one for being right, on the base model as it is."""
+    worked = PatternFormat(name="format", weight=0.5, pattern=r"Ones: .+ Tens: .+ Answer: \d+\.")
+    return grpo(
+        base_model,
+        dataset,
+        seed=seed,
+        weights=weights,
+        rewards=Rewards(components=[worked, NumericAnswer(name="accuracy", answer="after_marker")]),
     )
