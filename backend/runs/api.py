@@ -1,35 +1,26 @@
 """Runs over REST: ask, list, watch, cancel; one stream of server-sent events per run, with catch-up."""
 
-import asyncio
-from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request
-from fastapi.concurrency import run_in_threadpool
+from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import PlainTextResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy.orm import Session
 
-from backend import db
 from backend.accounts.access import Engineer, SignedIn, Viewer
 from backend.accounts.actors import Permission
-from backend.db import Sessions
 from backend.errors import NotFound
-from backend.live import Bell
-from backend.runs import service
-from backend.runs.lifecycle import TERMINAL
-from backend.runs.specs import METHODS, Spec, spec_schema
-from backend.web.streams import KEEP_ALIVE, last_event_id, sse
+from backend.runs import readout, service
+from backend.runs.following import follow
+from backend.runs.specs import METHODS, TITLES, Spec, spec_schema
+from backend.web.streams import last_event_id
 from backend.web.units import UnitOfWork
 
 if TYPE_CHECKING:
     from backend.runs.tables import Run
 
 router = APIRouter(prefix="/api/v1", tags=["runs"])
-
-KEEP_ALIVE_SECONDS = 15.0
-BATCH = 1000
-"""Events read from Postgres at once; a page that catches up gets several batches."""
 
 EXAMPLE: dict[str, Any] = {
     "name": "DPO on the demo's pairs",
@@ -57,6 +48,13 @@ class NewRun(BaseModel):
     """The run that this one was cloned from."""
     idempotency_key: str | None = Field(None, max_length=200)
     """Sending the same request twice with the same key makes one run."""
+
+
+class SeveralRuns(NewRun):
+    """The same run with several seeds."""
+
+    seeds: int = Field(ge=1, le=service.MOST_SEEDS)
+    """How many runs: with the spec's seed, and the ones after it."""
 
 
 class ModelMade(BaseModel):
@@ -154,6 +152,24 @@ def submit(actor: Engineer, session: UnitOfWork, project_id: int, body: NewRun) 
     )
     session.refresh(run)
     return _view(run, spec=run.spec)
+
+
+@router.post("/projects/{project_id}/runs/seeds", status_code=201)
+def submit_seeds(actor: Engineer, session: UnitOfWork, project_id: int, body: SeveralRuns) -> RunList:
+    """Queue the same run with seeds s, s + 1 …: all of them, or none. What is chance shows in their spread."""
+    runs = service.submit_seeds(
+        session,
+        actor,
+        project_id,
+        body.spec,
+        body.seeds,
+        name=body.name,
+        parent_id=body.parent_id,
+        idempotency_key=body.idempotency_key,
+    )
+    for run in runs:
+        session.refresh(run)
+    return RunList(items=[_view(run, spec=run.spec) for run in runs], next=None)
 
 
 @router.get("/projects/{project_id}/runs")
@@ -275,6 +291,24 @@ def read_checkpoints(actor: Viewer, session: UnitOfWork, run_id: int) -> dict[st
     return {"items": items, "next": None}
 
 
+@router.get("/runs/{run_id}/script", response_class=PlainTextResponse)
+def read_script(actor: Viewer, session: UnitOfWork, run_id: int) -> Response:
+    """The run as one Python file for trl, transformers and peft; it reproduces the run's losses."""
+    return script_file(session, service.get_run(session, actor, run_id))
+
+
+def script_file(session: Session, run: "Run") -> Response:
+    """The download, or the refusal where a method has no script."""
+    made = readout.script(session, run)
+    if made is None:
+        raise NotFound(
+            f"{TITLES[run.method]} cannot be exported as a script.", remedy="Export the spec, or clone the run."
+        )
+    name, text = made
+    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+    return PlainTextResponse(text, media_type="text/x-python", headers=headers)
+
+
 @router.get("/runs/{run_id}/log", response_class=PlainTextResponse)
 def read_log(actor: Viewer, session: UnitOfWork, run_id: int, after: int = 0) -> str:
     """What happened besides metrics, one line each, as text."""
@@ -322,59 +356,5 @@ def stream(
     Catches up from ``Last-Event-ID`` (or ``?after=``), then follows; ends when the run has.
     """
     service.get_run(session, actor, run_id)  # the check; the stream below holds no connection while it waits
-    events = _follow(request, run_id, last_event_id(last, after))
+    events = follow(request, run_id, last_event_id(last, after))
     return StreamingResponse(events, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
-
-
-def _look(sessions: Sessions, run_id: int, seq: int) -> tuple[service.Status, Sequence[service.Heard]]:
-    with db.unit_of_work(sessions) as session:
-        # the status first: an event that comes between the two is read again, never lost
-        status = service.status(session, run_id)
-        return status, service.events_after(session, run_id, seq, limit=BATCH)
-
-
-async def _follow(request: Request, run_id: int, seq: int) -> AsyncIterator[bytes]:
-    sessions: Sessions = request.app.state.sessions
-    bell: Bell = request.app.state.bell
-    told: dict[str, Any] | None = None
-    loop = asyncio.get_running_loop()
-    quiet_since = loop.time()
-    async for _ in bell.listen(f"run:{run_id}"):
-        caught_up = False
-        while not caught_up:
-            if await request.is_disconnected():
-                return
-            status, events = await run_in_threadpool(_look, sessions, run_id, seq)
-            caught_up = len(events) < BATCH
-            for event in events:
-                seq = event.seq
-                yield _on_the_wire(event)
-            now = _status(status)
-            if events or now != told:
-                told, quiet_since = now, loop.time()
-                yield sse("run", now, id=seq)
-        if status.state in TERMINAL and seq >= status.seq:
-            return
-        if loop.time() - quiet_since > KEEP_ALIVE_SECONDS:
-            quiet_since = loop.time()
-            yield KEEP_ALIVE
-
-
-def _on_the_wire(event: service.Heard) -> bytes:
-    match event.kind:
-        case "metrics":
-            return sse("metrics", {"at": event.at.isoformat(), **event.data}, id=event.seq)
-        case "completions":
-            return sse("completions", event.data, id=event.seq)
-        case _:
-            level = event.data.get("level", "info")
-            line = {"at": event.at.isoformat(), "level": level, "text": service.sentence(event)}
-            return sse("log", line, id=event.seq)
-
-
-def _status(status: service.Status) -> dict[str, Any]:
-    """What changes only with something that happened; the running clock is left to the reader."""
-    said = status._asdict()
-    said.pop("elapsed_seconds")
-    said["exit_reason"] = said.pop("reason")
-    return said

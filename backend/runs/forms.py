@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from backend.registry.tables import Model
     from backend.runs.tables import Run
 
-_PAPER = re.compile(r"(?P<words>[^.;:(]*?\d{4}), arXiv:(?P<number>\d{4}\.\d{4,5})")
+_PAPER = re.compile(r"(?P<words>[A-Z][\w &-]*(?: et al\.)? \d{4}), arXiv:(?P<number>\d{4}\.\d{4,5})")
 
 
 def new_run(session: Session, actor: Actor, project_id: int, method: str, parent: "Run | None") -> dict[str, Any]:

@@ -6,13 +6,13 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 
 from backend.accounts.access import Engineer, Viewer
 from backend.accounts.actors import Actor, Permission
 from backend.errors import NotFound
-from backend.runs import comparing, forms, glossary, meanings, metrics, readout, service, specs, tabs, views
+from backend.runs import api, comparing, forms, glossary, meanings, metrics, readout, service, specs, tabs, views
 from backend.runs.lifecycle import STATES
 from backend.web.rendering import render
 from backend.web.units import UnitOfWork
@@ -138,6 +138,12 @@ def run_page(
 def spec_file(actor: Viewer, session: UnitOfWork, run_id: int) -> JSONResponse:
     """The spec as *New run* imports it."""
     return JSONResponse(service.get_run(session, actor, run_id).spec)
+
+
+@router.get("/runs/{run_id}/script.py")
+def script(actor: Viewer, session: UnitOfWork, run_id: int) -> Response:
+    """The run as one Python file."""
+    return api.script_file(session, service.get_run(session, actor, run_id))
 
 
 @router.post("/runs/{run_id}/cancel")

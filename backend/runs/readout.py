@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from backend.accounts import service as accounts
 from backend.datasets.tables import Dataset, DatasetVersion
 from backend.registry.tables import Model
-from backend.runs import checks, glossary, metrics, service, specs, views
+from backend.runs import checks, export, glossary, metrics, service, specs, views
 from backend.runs.diagnosis import Series
 from backend.runs.lifecycle import LEASED
 from backend.runs.tables import MetricKey, MetricPoint, Run, RunCheckpoint, RunEvent, Worker
@@ -118,6 +118,16 @@ def started(session: Session, run_id: int) -> dict[str, Any] | None:
     """What the newest attempt said when it began: device, rows, parameters, packages."""
     query = select(RunEvent.data).where(RunEvent.run_id == run_id, RunEvent.kind == "started")
     return session.scalar(query.order_by(RunEvent.seq.desc()).limit(1))
+
+
+def script(session: Session, run: Run) -> tuple[str, str] | None:
+    """The run as one Python file: (name, text), with the versions it was made with; ``None`` where a method has none."""
+    if not export.has_script(run.method):
+        return None
+    spec = specs.SPEC.validate_python(run.spec)
+    begun = started(session, run.id)
+    text = export.script(spec, title=f"#{run.id} {run.name}", packages=begun["packages"] if begun else None)
+    return export.file_name(run.id, spec), text
 
 
 @dataclass(frozen=True)

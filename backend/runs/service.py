@@ -21,19 +21,8 @@ from backend.registry.tables import Model
 from backend.runs import history, metrics
 from backend.runs.checks import FORGOTTEN_SECONDS, InvalidSpec, check_spec
 from backend.runs.lifecycle import LEASED, TERMINAL
-from backend.runs.specs import (
-    TITLES,
-    AdaptiveBeta,
-    AnySpec,
-    BatchBaseline,
-    DPOSpec,
-    GRPOSpec,
-    KTOSpec,
-    LeaveOneOut,
-    PPOSpec,
-    Resample,
-    SimPOSpec,
-)
+from backend.runs.naming import name_of
+from backend.runs.specs import AnySpec
 from backend.runs.tables import NOW, Run, RunCheckpoint, RunCompletion, RunEvent, Worker
 
 
@@ -90,7 +79,7 @@ def submit_run(
         insert(Run)
         .values(
             project_id=project_id,
-            name=(name or _name(spec, model)).strip(),
+            name=(name or name_of(spec, model.name)).strip(),
             method=spec.method,
             spec=document,
             base_model_id=model.id,
@@ -122,34 +111,31 @@ def submit_run(
     return run
 
 
-def _name(spec: AnySpec, model: Model) -> str:
-    """What people would call it: the variant's own name, and β where it decides."""
-    method, beta = TITLES[spec.method], 0.0
-    match spec:
-        case DPOSpec(loss=loss, beta=beta):
-            method = {"sigmoid": method, "ipo": "IPO", "hinge": "Hinge DPO", "robust": "Robust DPO"}[loss.kind]
-        case KTOSpec(beta=beta) | SimPOSpec(beta=beta):
-            pass
-        case PPOSpec(kl=penalty) | GRPOSpec(kl=penalty):
-            beta = penalty.beta.initial if isinstance(penalty.beta, AdaptiveBeta) else penalty.beta.beta
-    if isinstance(spec, GRPOSpec):
-        method = _group_method(spec)
-    return f"{method} on {model.name}" + (f", β {beta:g}" if beta else "")
+MOST_SEEDS = 8
+"""So many can be compared on one page."""
 
 
-def _group_method(spec: GRPOSpec) -> str:
-    match spec.advantage:
-        case LeaveOneOut():
-            return "RLOO"
-        case BatchBaseline():
-            return "REINFORCE"
-    if spec.ratio == "sequence":
-        return "GSPO"
-    if isinstance(spec.groups, Resample):
-        return "DAPO"
-    if spec.advantage.scale == "none" and spec.average == "constant":
-        return "Dr. GRPO"
-    return "GRPO"
+def submit_seeds(
+    session: Session,
+    actor: Actor,
+    project_id: int,
+    spec: AnySpec,
+    seeds: int,
+    *,
+    name: str | None = None,
+    parent_id: int | None = None,
+    idempotency_key: str | None = None,
+) -> list[Run]:
+    """Queued runs that differ in their seed only; none if one is refused. The key is spread over the runs."""
+    if spec.seed + seeds > 2**31:
+        raise InvalidSpec("There are no seeds so large.", field="seed", remedy="Begin with a smaller seed.")
+    runs = []
+    for seed in range(spec.seed, spec.seed + seeds):
+        one = spec.model_copy(update={"seed": seed})
+        title = f"{name.strip()}, seed {seed}" if name and name.strip() else None
+        key = f"{idempotency_key} {seed}" if idempotency_key is not None else None
+        runs.append(submit_run(session, actor, project_id, one, name=title, parent_id=parent_id, idempotency_key=key))
+    return runs
 
 
 def cancel_run(session: Session, actor: Actor, run_id: int) -> Run:

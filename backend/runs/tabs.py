@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from backend.accounts.actors import Actor
-from backend.runs import diagnosis, glossary, meanings, readout, service, views
+from backend.runs import diagnosis, export, glossary, meanings, readout, service, views
 from backend.runs.readout import View
 
 
@@ -117,6 +117,7 @@ def spec(session: Session, actor: Actor, view: View) -> dict[str, Any]:
         "parent_id": parent.id if parent else None,
         "parent_changed": sum(row.parent_changed for row in rows),
         "started": readout.started(session, view.id),
+        "has_script": export.has_script(view.method),
     }
 
 

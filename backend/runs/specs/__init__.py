@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import core_schema
 
 from backend.datasets.rows import RowType
 from backend.runs.specs.methods import (
@@ -154,9 +156,19 @@ class Launch(Strict):
     """A verified checkpoint folder to continue from."""
 
 
+class _WithDefaults(GenerateJsonSchema):
+    """Writes defaults that a factory makes, too: the form and whoever reads the API start from the same values."""
+
+    def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
+        made = self.generate_inner(schema["schema"])
+        if "default" in schema:
+            return super().default_schema(schema)
+        return {**made, "default": self.encode_default(schema["default_factory"]())}  # type: ignore[call-arg]
+
+
 def spec_schema(method: str) -> dict[str, Any]:
     """JSON schema of *method*'s spec, from which the form is built. Raises ``KeyError``."""
-    return METHODS[method].model_json_schema()
+    return METHODS[method].model_json_schema(schema_generator=_WithDefaults)
 
 
 __all__ = [
