@@ -4,7 +4,7 @@ import inspect
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -322,7 +322,7 @@ class TestWhatCounts:
         trainer = make(scores=ScoreCare(clip=0.5, missing_end_penalty=1), sampling=Sampling(max_new_tokens=12))
         scored(trainer, [3.0, -3.0] * 8)
         seen: list[Experience] = []
-        learn_from = trainer.learn_from
+        learn_from: Callable[[Experience], Batch] = trainer.learn_from
 
         def watch(experience: Experience) -> Batch:
             seen.append(experience)
