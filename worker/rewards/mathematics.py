@@ -23,7 +23,8 @@ from worker.rewards import answers
 from worker.rewards.rollouts import Rollout, Row, Score, Scorer, refuse
 
 _SERVER = Path(__file__).with_name("equivalence.py")
-_ENVIRONMENT = re.compile(r"\$|\\\(|\\\[|\\boxed|\\begin\{(?:equation|align|math|displaymath)")
+_ENVIRONMENT = re.compile(r"(?<!\\)\$|\\\(|\\\[|\\boxed|\\begin\{(?:equation|align|math|displaymath)")
+_DOLLAR = re.compile(r"(?<!\\)\$")
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
 _FUNCTIONS = frozenset(
     {"sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "sqrt", "min", "max", "gcd", "lcm", "mod"}
@@ -32,13 +33,16 @@ _FUNCTIONS = frozenset(
 
 def formula(text: str) -> str:
     """*text* as math-verify reads a formula: as it is if it marks its mathematics itself, else between dollars."""
+    if len(_DOLLAR.findall(text)) == 1:  # an amount of money
+        text = _DOLLAR.sub("", text)
     return text if _ENVIRONMENT.search(text) else f"${text}$"
 
 
 def reference(content: object) -> str | None:
-    r"""The row's answer: in the last ``\boxed{}``, after the last ``####``, or all of it."""
+    r"""The row's answer: in the last ``\boxed{}``; of several lines, after the last marker; or all of it."""
     text = "" if content is None or isinstance(content, bool) else str(content).strip()
-    text = answers.locate(text, "boxed") or (answers.locate(text, "after_marker") if "####" in text else None) or text
+    marked = answers.locate(text, "after_marker") if "\n" in text else None
+    text = answers.locate(text, "boxed") or marked or text
     return formula(text) if text else None
 
 

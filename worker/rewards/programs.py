@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from backend.runs.specs.rewards import CodeTests
 from worker.report import SpecCannotWork
-from worker.rewards.rollouts import Rollout, Row, Score, Scorer, refuse, value
+from worker.rewards.rollouts import Rollout, Row, Score, Scorer, refuse
 from worker.sandbox import Sandbox, SandboxUnavailable, Tests, TestsUnreadable, Verdict, read_tests
 
 _FENCE = re.compile(
@@ -84,7 +84,7 @@ class Programs(Scorer):
         return float(verdict.kind == "ok") if self.spec.all_or_nothing else verdict.passed / verdict.total
 
     def _tests(self, row: Row) -> Tests:
-        return read_tests(value(row, self.spec.column))
+        return read_tests(row.get(self.spec.column))
 
     def extras(self) -> dict[str, list[Score]]:
         """How programs failed: 1 under the kind of failure, 0 under the others."""

@@ -75,8 +75,11 @@ def equal(gold: Quantity, found: Quantity, tolerance: float) -> bool:
 
 def _last(text: str) -> re.Match[str] | None:
     last = None
-    for last in _NUMBER.finditer(_plain(text)):  # noqa: B007
-        pass
+    for line in reversed(text.splitlines()):  # no number spans two lines
+        for last in _NUMBER.finditer(_plain(line)):  # noqa: B007
+            pass
+        if last is not None:
+            break
     return last
 
 
