@@ -27,13 +27,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, assert_never
 
 import torch
+import torch.distributed as group
 from datasets import Dataset
 from torch import Tensor
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from backend.runs.specs import IPO, DPOSpec, FullWeights, Hinge, Launch, Robust, Sigmoid
-from worker import networks, objectives, rows
+from worker import networks, objectives, ranks, rows
 from worker.recipes import pairs, training
 from worker.recipes.show import written
 
@@ -45,9 +46,26 @@ class DPO(training.Frame, DPOTrainer):
     """TRL's trainer in our frame."""
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
-        """TRL's, without a trace in the random state: rows must come in the same order as with the reference beside."""
-        with self._apart():
-            return super()._precompute_ref_logps(dataset, name, batch_size)
+        """Each process computes its share of the rows, and all get all of them.
+
+        Ours, because TRL's leaves a trace in the random state (rows would come in another order than with the reference
+        beside), and hands the numbers on in a file that the other processes do not find.
+        """
+        mine = list(range(ranks.rank(), len(dataset), ranks.world()))
+        known: dict[int, tuple[float, float]] = {}
+        for at in range(0, len(mine), batch_size):
+            share = mine[at : at + batch_size]
+            batch = self._prepare_inputs(self.data_collator([dataset[row] for row in share]))
+            sides = self.compute_ref_log_probs(self.model, batch)
+            known |= dict(zip(share, zip(*(side.tolist() for side in sides), strict=True), strict=True))
+        shares: list[Any] = [known]
+        if ranks.world() > 1:
+            shares = [None] * ranks.world()
+            group.all_gather_object(shares, known)
+        known = {row: values for share in shares for row, values in share.items()}
+        for column, side in (("ref_chosen_logps", 0), ("ref_rejected_logps", 1)):
+            dataset = dataset.add_column(column, [known[row][side] for row in range(len(dataset))])
+        return dataset
 
 
 class SoftDPO(DPO):

@@ -101,6 +101,15 @@ class DPOSpec(TrainingSpec):
     reference: Literal["beside", "before"] = "beside"
     """The reference's log-probabilities: computed beside every step (a second copy; for an adapter, the adapter switched off), or all of them before the first."""
 
+    @model_validator(mode="after")
+    def _whole_model_before(self) -> Self:
+        if self.reference == "before" and isinstance(self.devices, FSDP | DeepSpeed):
+            raise ValueError(
+                "before the first step the weights are not spread over the GPUs yet, so the reference cannot be computed "
+                "then; choose the reference beside"
+            )
+        return self
+
     def columns(self) -> dict[str, str]:
         """The column of probabilities if they are read."""
         return {"probability": "use_probability"} if self.use_probability else {}

@@ -19,8 +19,10 @@ from backend.datasets.rows import Row, RowType
 from backend.demo import corpus
 from backend.runs.events import EVENT
 from backend.runs.specs import (
+    FSDP,
     IPO,
     Checkpoints,
+    DeepSpeed,
     DPOSpec,
     Evaluation,
     Hinge,
@@ -54,6 +56,15 @@ def small(learning_rate: float, **more: Any) -> dict[str, Any]:
         "checkpoints": Checkpoints(every_steps=4),
         **more,
     }
+
+
+def brief(steps: int, learning_rate: float) -> dict[str, Any]:
+    """Small batches, and no texts."""
+    return small(
+        learning_rate,
+        optimization=Optimization(steps=steps, batch_size=8, learning_rate=learning_rate, schedule="constant"),
+        evaluation=Evaluation(every_steps=steps, max_rows=16, completions=0),
+    )
 
 
 class Case(NamedTuple):
@@ -182,11 +193,11 @@ def test_killed_and_resumed_it_equals_the_run_without_a_break(
 @pytest.mark.parametrize("weights", [None, ADAPTER], ids=["full", "lora"])
 def test_a_reference_computed_before_is_the_one_beside(launched: Launched, tmp_path: Path, weights: Any) -> None:
     """Step by step to 1e-6, though other rows share the batch in which a row's reference is computed."""
-    spec = DPOSpec(**small(2e-4 if weights is None else 2e-3), loss=Sigmoid(sft_weight=0.1), beta=0.5)
+    spec = DPOSpec(**brief(6, 2e-4 if weights is None else 2e-3), loss=Sigmoid(sft_weight=0.1), beta=0.5)
     spec = spec.model_copy(update={} if weights is None else {"weights": weights})
     beside = Here(launched(tmp_path / "1", spec, PAIRS)).metrics()
     before = Here(launched(tmp_path / "2", spec.model_copy(update={"reference": "before"}), PAIRS)).metrics()
-    for step in range(1, STEPS + 1):
+    for step in range(1, 7):
         for key in ("loss", "grad_norm", "logps/chosen", "rewards/chosen", "rewards/margins"):
             assert before[step][key] == pytest.approx(beside[step][key], rel=1e-6, abs=2e-6), (step, key)
 
@@ -200,14 +211,14 @@ def test_the_reference_is_the_model_the_run_starts_from(launched: Launched, tmp_
         model.get_input_embeddings().weight.add_(0.05)
     model.save_pretrained(other)
     networks.load_tokenizer(BASE).save_pretrained(other)
-    brief = small(2e-4, optimization=Optimization(steps=1, batch_size=8, learning_rate=1e-4))
     untouched = None
-    for number, spec in enumerate([DPOSpec(**brief, reference="before"), DPOSpec(**brief), KTOSpec(**brief)]):
+    once = brief(1, 1e-4)
+    for number, spec in enumerate([DPOSpec(**once, reference="before"), DPOSpec(**once), KTOSpec(**once)]):
         metrics = Here(launched(tmp_path / str(number), spec, PAIRS, base_model=other)).metrics()[0]
         assert metrics["eval_rewards/chosen"] == pytest.approx(0, abs=1e-6)
         assert metrics["eval_rewards/rejected"] == pytest.approx(0, abs=1e-6)
         untouched = untouched or metrics["eval_logps/chosen"]
-    base = Here(launched(tmp_path / "base", DPOSpec(**brief), PAIRS)).metrics()[0]
+    base = Here(launched(tmp_path / "base", DPOSpec(**once), PAIRS)).metrics()[0]
     assert base["eval_logps/chosen"] != pytest.approx(untouched, rel=1e-3)
 
 
@@ -226,11 +237,7 @@ def test_passes_that_share_a_step_add_up(launched: Launched, tmp_path: Path) -> 
 
 # --- every field is read -----------------------------------------------------------------------------------------
 
-BRIEF = small(
-    1e-3,
-    optimization=Optimization(steps=2, batch_size=8, learning_rate=1e-3, schedule="constant"),
-    evaluation=Evaluation(every_steps=2, max_rows=16, completions=0),
-)
+BRIEF = brief(2, 1e-3)
 READ: dict[str, tuple[TrainingSpec, list[dict[str, Any]], str]] = {
     "dpo": (
         DPOSpec(**BRIEF, loss=Sigmoid(), beta=0.5),
@@ -252,10 +259,8 @@ READ: dict[str, tuple[TrainingSpec, list[dict[str, Any]], str]] = {
             {"beta": 0.4},
             {"loss": IPO()},
             {"loss": Hinge()},
-            {"loss": Robust(label_smoothing=0.1)},
             {"loss": Robust(label_smoothing=0.2)},
-            {"loss": Sigmoid(label_smoothing=0.1)},
-            {"loss": Sigmoid(sft_weight=0.1)},
+            {"loss": Sigmoid(label_smoothing=0.1, sft_weight=0.1)},
         ],
         VOTES,
     ),
@@ -375,6 +380,12 @@ def test_thumbs_of_one_kind_are_refused(label: bool) -> None:
 def test_a_row_alone_has_no_neighbor() -> None:
     with pytest.raises(ValidationError, match="batch size of at least 2"):
         KTOSpec(base_model=1, dataset=1, optimization=Optimization(batch_size=1))
+
+
+def test_a_reference_before_needs_whole_weights() -> None:
+    for devices in (FSDP(), DeepSpeed()):
+        with pytest.raises(ValidationError, match="choose the reference beside"):
+            DPOSpec(base_model=1, dataset=1, reference="before", devices=devices)
 
 
 def test_probabilities_that_are_not_there_are_asked_for(launched: Launched, tmp_path: Path) -> None:
