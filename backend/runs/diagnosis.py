@@ -6,6 +6,7 @@ Pure functions over points: no tables, no web. One function a rule; each answers
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from backend.runs.glossary import DECIDES
 from backend.runs.meanings import Meaning, bare, meaning
@@ -14,6 +15,12 @@ Series = Sequence[tuple[int, float]]
 """(step, value), by rising step; values may be NaN or infinite."""
 
 ONLINE = frozenset({"ppo", "grpo"})
+BASELINES = {
+    "reward": ("eval_accuracy", ("eval_length_accuracy", "eval_longer_accuracy")),
+    "attribute_reward": ("eval_pair_accuracy", ("eval_length_accuracy", "eval_longer_accuracy")),
+    "process_reward": ("eval_solution_accuracy", ("eval_length_accuracy", "eval_solution_base_rate")),
+}
+"""What a reward model must beat to have learned more than the length of a text, or what most rows say."""
 Z = 1.96
 """Standard deviations on both sides that hold 95 % of a normal distribution."""
 
@@ -40,8 +47,8 @@ def diagnose(
         rules.append(_by_heart)
     if method in ("dpo", "orpo", "simpo", "kto"):
         rules.append(_chosen_fall)
-    if method == "reward":
-        rules.append(_only_length)
+    if method in BASELINES:
+        rules.append(partial(_only_length, *BASELINES[method]))
     if method in ("reward", "attribute_reward", "process_reward"):
         rules.append(_badly_calibrated)
     if method in ONLINE:
@@ -180,13 +187,15 @@ def _chosen_fall(series: Mapping[str, Series]) -> Finding | None:
 # --- reward models -------------------------------------------------------------------------------------------------
 
 
-def _only_length(series: Mapping[str, Series]) -> Finding | None:
-    accuracy, by_length = _values(series, "eval_accuracy"), _values(series, "eval_length_accuracy")
-    if len(accuracy) < 2 or not by_length or accuracy[-1] > by_length[-1]:
+def _only_length(key: str, baselines: Sequence[str], series: Mapping[str, Series]) -> Finding | None:
+    mine = _values(series, key)
+    others = [(values[-1], meaning(other).name.lower()) for other in baselines if (values := _values(series, other))]
+    if len(mine) < 2 or not others or mine[-1] > max(others)[0]:
         return None
+    best, name = max(others)
     return Finding(
-        "It knows no more than length.",
-        f"*The longer one wins* is right in {_plain(by_length[-1])} of the held-out pairs, the model in {_plain(accuracy[-1])}. More rows, or pairs of equal length, teach it something else.",
+        "It is no better than its baseline.",
+        f"Held-out {meaning(key).name.lower()} is {_plain(mine[-1])}, and {name} reaches {_plain(best)} without reading. More rows, or rows of equal length, teach it something else.",
         True,
     )
 
@@ -215,7 +224,7 @@ def _gamed(series: Mapping[str, Series]) -> Finding | None:
         return None
     (reward_0, reward_1), (kl_0, kl_1) = _ends(rewards), _ends(divergence)
     held_out = _values(series, "eval_reward")
-    if reward_1 <= reward_0 or kl_1 < 0.5 or kl_1 < 10 * max(kl_0, 0.01):
+    if reward_1 <= reward_0 or kl_1 < 0.5 or kl_1 < 5 * max(kl_0, 0.01):
         return None
     both = f" Held-out reward went to {_plain(held_out[-1])}." if held_out else ""
     return Finding(
@@ -287,7 +296,7 @@ def _unscored(series: Mapping[str, Series]) -> Finding | None:
 
 
 def _blind_value(series: Mapping[str, Series]) -> Finding | None:
-    explained = _values(series, "explained_variance")
+    explained = _values(series, "val/explained_variance")
     if len(explained) < 20:
         return None
     late = explained[len(explained) // 2 :]

@@ -34,7 +34,7 @@ _CUT = Chart(
     "Cut at the limit", (("completions/clipped_ratio", "training"), ("eval_completions/clipped_ratio", "held out"))
 )
 _ENTROPY = Chart("Entropy", (("entropy", ""),))
-_DIVERGENCE = Chart("Divergence from the reference", (("kl", ""),))
+_DIVERGENCE = Chart("Divergence from the reference", (("kl", "training"), ("eval_kl", "held out")))
 
 DECISIVE: dict[str, tuple[Chart, ...]] = {
     "sft": (
@@ -47,7 +47,7 @@ DECISIVE: dict[str, tuple[Chart, ...]] = {
     "reward": (
         Chart(
             "Accuracy",
-            (("accuracy", "training"), ("eval_accuracy", "held out"), ("eval_length_accuracy", "longer one wins")),
+            (("accuracy", "training"), ("eval_accuracy", "held out"), ("eval_length_accuracy", "length only")),
             wide=True,
         ),
         Chart("Margin", (("margin", "training"), ("eval_margin", "held out"))),
@@ -57,16 +57,22 @@ DECISIVE: dict[str, tuple[Chart, ...]] = {
     ),
     "attribute_reward": (
         Chart("Loss", _LOSS.keys, wide=True),
-        Chart("Pair accuracy", (("eval_pair_accuracy", "held out"), ("eval_length_accuracy", "longer one wins"))),
+        Chart("Pair accuracy", (("eval_pair_accuracy", "held out"), ("eval_length_accuracy", "length only"))),
         Chart("Calibration error", (("eval_ece", ""),)),
+        Chart("Reward and length", (("eval_length_correlation", ""),)),
         _GRADIENT,
     ),
     "process_reward": (
-        Chart("Step accuracy", (("step_accuracy", "training"), ("eval_step_accuracy", "held out")), wide=True),
-        Chart("Solution accuracy", (("eval_solution_accuracy", ""),)),
+        Chart(
+            "Step accuracy", (("eval_step_accuracy", "held out"), ("eval_step_base_rate", "always the same")), wide=True
+        ),
+        Chart("Wrong steps found", (("eval_wrong_found", ""),)),
+        Chart(
+            "Solution accuracy",
+            (("eval_solution_accuracy", "held out"), ("eval_solution_base_rate", "always the same")),
+        ),
         Chart("Calibration error", (("eval_ece", ""),)),
         _LOSS,
-        _GRADIENT,
     ),
     "dpo": (*_PAIRS, _TEXTS, _IMPLICIT, _LOSS),
     "kto": (
@@ -86,9 +92,9 @@ DECISIVE: dict[str, tuple[Chart, ...]] = {
     "ppo": (
         Chart("Reward", (("reward", "training"), ("eval_reward", "held out")), wide=True),
         _DIVERGENCE,
-        Chart("Explained variance of the value", (("explained_variance", ""),)),
-        Chart("Value loss", (("value_loss", ""),)),
-        Chart("Clipped", (("clip_fraction", ""),)),
+        Chart("Explained variance of the value", (("val/explained_variance", ""),)),
+        Chart("Value loss", (("loss/value", ""),)),
+        Chart("Clipped", (("policy/clipfrac", ""),)),
         _ENTROPY,
         _LENGTH,
         _CUT,
@@ -129,13 +135,17 @@ def decisive(method: str, keys: Iterable[str]) -> list[Chart]:
     if len(parts) > 1:
         lines = tuple((key, key.split("/")[1]) for key in parts[:MOST_LINES])
         charts.insert(1, Chart("Rewards by component", lines))
+    attributes = sorted(key for key in keys if key.startswith("eval_pearson/"))
+    if attributes:
+        lines = tuple((key, key.partition("/")[2]) for key in attributes[:MOST_LINES])
+        charts.insert(1, Chart("Correlation by attribute", lines))
     return charts
 
 
 def grouped(keys: Iterable[str]) -> list[tuple[str, list[Chart]]]:
-    """All *keys* as charts, training and held-out values of a metric in one figure, grouped by the prefix before ``/``."""
+    """All *keys* as charts but for the reliability diagram's, training and held-out values of a metric in one figure, grouped by the prefix before ``/``."""
     together: dict[str, list[str]] = {}
-    for key in sorted(keys):
+    for key in sorted(key for key in keys if not bare(key).startswith("reliability/")):
         together.setdefault(bare(key), []).append(key)
     groups: dict[str, list[Chart]] = {}
     for name, members in together.items():
@@ -146,7 +156,7 @@ def grouped(keys: Iterable[str]) -> list[tuple[str, list[Chart]]]:
         known = meaning(name)
         title = known.name if known.name != name else name.removeprefix(f"{prefix}/").replace("_", " ").capitalize()
         groups.setdefault(prefix, []).append(Chart(title, lines))
-    order = ["general", "rewards", "logps", "logits"]
+    order = ["general", "rewards", "objective", "policy", "val", "loss", "completions", "logps", "logits"]
     return sorted(
         groups.items(), key=lambda group: (order.index(group[0]) if group[0] in order else len(order), group[0])
     )

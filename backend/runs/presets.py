@@ -171,8 +171,7 @@ _TINY_ONLINE = {
     "optimization.batch_size": 64,
     "optimization.learning_rate": 1e-4,
     "optimization.schedule": "constant",
-    "sampling.max_new_tokens": 32,
-    "evaluation.max_new_tokens": 32,
+    "optimization.warmup_steps": 3,
 }
 _LARGE_ONLINE = {
     "optimization.steps": 300,
@@ -182,13 +181,38 @@ _LARGE_ONLINE = {
     "sampling.max_new_tokens": 512,
     "max_length": 1024,
 }
+_TINY_PPO: dict[str, Any] = (
+    _TINY
+    | _TINY_ONLINE
+    | {
+        "optimization.steps": 100,
+        "sampling.max_new_tokens": 48,
+        "scores.missing_end_penalty": 1,
+        "epochs": 2,
+        "kl": {"beta": {"kind": "fixed", "beta": 0.1}, "place": "reward", "estimator": "k1"},
+    }
+)
 _ONE_BACKBONE = {"weights": {"kind": "lora"}, "value": {"kind": "model"}}
 
 PRESETS: dict[str, tuple[PresetGroup, ...]] = {
     "sft": (_rates(80, 5e-4, 5e-3, 2e-4),),
     "reward": (_rates(60, 5e-4, 2e-3, 1e-4),),
-    "attribute_reward": (_rates(60, 5e-4, 2e-3, 1e-4),),
-    "process_reward": (_rates(100, 5e-4, 2e-3, 1e-4),),
+    "attribute_reward": (_rates(100, 1e-3, 2e-3, 1e-4),),
+    "process_reward": (
+        _rates(
+            150,
+            1e-3,
+            5e-3,
+            1e-4,
+            **{
+                "optimization.batch_size": 64,
+                "evaluation.every_steps": 30,
+                "checkpoints.every_steps": 30,
+                "optimization.warmup_steps": 10,
+                "separator": ".",
+            },
+        ),
+    ),
     "dpo": (
         _sizes(
             {
@@ -201,25 +225,23 @@ PRESETS: dict[str, tuple[PresetGroup, ...]] = {
             {"optimization.learning_rate": 5e-6, "beta": 0.1},
         ),
     ),
-    "kto": (_rates(120, 1e-4, 1e-3, 5e-6, beta=1),),
+    "kto": (_rates(120, 2e-4, 1e-3, 5e-6, beta=1),),
     "orpo": (_rates(120, 3e-4, 2e-3, 8e-6, odds_weight=0.3),),
     "simpo": (_rates(120, 2e-4, 1e-3, 1e-6, sft_weight=0.5),),
     "ppo": (
         PresetGroup(
             "Size",
             (
+                Preset("Tiny model", "The tiny model of the demo, with the value as a head on the policy.", _TINY_PPO),
                 Preset(
                     "Tiny, four models",
-                    "Policy, reference, value and reward each with weights of their own, on the tiny model of the demo.",
-                    _TINY | _TINY_ONLINE | {"optimization.steps": 100, "epochs": 2, "value": {"kind": "model"}},
+                    "Policy, reference, value and reward each with weights of their own.",
+                    _TINY_PPO | {"value": {"kind": "model"}},
                 ),
                 Preset(
                     "Tiny, one backbone (adapters)",
                     "All four roles on the same frozen weights: policy, value and reward are adapters, the reference none.",
-                    _TINY
-                    | _TINY_ONLINE
-                    | _ONE_BACKBONE
-                    | {"optimization.steps": 100, "optimization.learning_rate": 2e-3, "epochs": 2},
+                    _TINY_PPO | _ONE_BACKBONE | {"optimization.learning_rate": 2e-3},
                 ),
                 Preset(
                     "Large, one backbone (adapters)",
@@ -237,7 +259,7 @@ PRESETS: dict[str, tuple[PresetGroup, ...]] = {
         VARIANTS,
         REWARDS,
         _sizes(
-            _TINY_ONLINE | {"optimization.steps": 80, "group_size": 8},
+            _TINY_ONLINE | {"optimization.steps": 80, "sampling.max_new_tokens": 40, "group_size": 8},
             {"optimization.learning_rate": 2e-3},
             _LARGE_ONLINE | {"optimization.learning_rate": 1e-5},
         ),

@@ -52,3 +52,70 @@ def test_all_keys_are_charted_training_and_held_out_together() -> None:
     assert groups["general"][0].keys == (("loss", "training"), ("eval_loss", "held out"))
     assert set(groups) == {"general", "rewards", "speed", "my"}
     assert meanings.meaning("my/own").name == "my/own"
+
+
+def _ramp(first: float, last: float, n: int = 40) -> Series:
+    return [(step, first + (last - first) * step / (n - 1)) for step in range(n)]
+
+
+def test_a_share_of_rows_carries_its_interval() -> None:
+    points: Series = [(0, 0.5), (60, 0.9)]
+    told = diagnose("reward", {"eval_accuracy": points}, finished=True, held_out_rows=96)[0]
+    # Agresti and Coull with 96 rows: n = 100; p = (48 + 2)/100 = 0.5; 1.96·√(0.25/100) = 0.098
+    assert told.title == "It learns."
+    assert "0.5 ± 0.098" in told.text
+    # 12 rows: ± 0.245 around 0.5 and ± 0.201 around 0.8125, together √(0.245² + 0.191²) = 0.31 > 0.25
+    few = diagnose("reward", {"eval_accuracy": [(0, 0.5), (60, 0.75)]}, finished=True, held_out_rows=12)[0]
+    assert few.title == "Too few rows to tell."
+    # a loss is no share of rows, whatever their number
+    assert "±" not in diagnose("sft", {"eval_loss": [(0, 2.0), (9, 1.0)]}, finished=True, held_out_rows=12)[0].text
+
+
+def test_a_gamed_reward_is_called_so_only_when_the_policy_runs_away() -> None:
+    rises = {"reward": _ramp(0, 2)}
+    assert "The reward may be gamed." in _titles("grpo", rises | {"kl": _ramp(0.01, 4)})
+    assert "The reward may be gamed." not in _titles("grpo", rises | {"kl": _ramp(0.01, 0.08)})
+    assert "The reward may be gamed." not in _titles("grpo", {"reward": _ramp(1, 0), "kl": _ramp(0.01, 4)})
+    assert "The reward may be gamed." not in _titles("sft", rises | {"kl": _ramp(0.01, 4)})
+
+
+def test_collapse_length_and_dead_groups_are_told() -> None:
+    assert "The policy has stopped exploring." in _titles("ppo", {"entropy": _ramp(1.5, 0.01)})
+    assert "The policy has stopped exploring." not in _titles("ppo", {"entropy": _ramp(1.5, 0.9)})
+    assert "Completions grow to the limit." in _titles("grpo", {"completions/clipped_ratio": _ramp(0, 0.8)})
+    assert "Completions grow to the limit." not in _titles("grpo", {"completions/clipped_ratio": _ramp(0.9, 0.3)})
+    assert "Most groups teach nothing." in _titles("grpo", {"frac_reward_zero_std": _ramp(0.2, 0.9)})
+    assert "Some completions are not scored." in _titles("grpo", {"rewards/correct/unscored": _ramp(0.2, 0.2)})
+    assert "Some completions are not scored." not in _titles("grpo", {"rewards/correct/unscored": _ramp(0, 0)})
+    assert "The value model misleads." in _titles("ppo", {"val/explained_variance": _ramp(-1, -0.2)})
+    assert "The value model misleads." not in _titles("ppo", {"val/explained_variance": _ramp(-1, 0.9)})
+
+
+def test_a_reward_model_is_held_to_its_baselines_and_its_probabilities() -> None:
+    learned: dict[str, Series] = {
+        "eval_accuracy": [(0, 0.5), (60, 0.7)],
+        "eval_length_accuracy": [(0, 0.72), (60, 0.72)],
+    }
+    assert "It is no better than its baseline." in _titles("reward", learned)
+    learned["eval_length_accuracy"] = [(0, 0.6), (60, 0.6)]
+    assert "It is no better than its baseline." not in _titles("reward", learned)
+    steps: dict[str, Series] = {
+        "eval_solution_accuracy": [(0, 0.8), (9, 0.8)],
+        "eval_solution_base_rate": [(0, 0.8), (9, 0.8)],
+    }
+    assert "It is no better than its baseline." in _titles("process_reward", steps)
+    sure = {"eval_ece": [(0, 0.3), (9, 0.2)], "eval_temperature": [(0, 1.0), (9, 2.5)]}
+    told = next(f for f in diagnose("reward", sure, finished=True) if f.title == "Its probabilities are off.")
+    assert "60 or 100 %" in told.text
+    assert "too sure: divide its rewards by 2.5" in told.text
+    assert "Its probabilities are off." not in _titles("reward", {"eval_ece": [(0, 0.3), (9, 0.05)]})
+
+
+def test_components_and_attributes_have_meanings_and_charts_of_their_own() -> None:
+    assert meanings.meaning("eval_rewards/correct/mean").name == "correct"
+    assert meanings.meaning("rewards/margins").name == "Margin"
+    assert meanings.meaning("eval_pearson/helpful").better == "higher"
+    charts = glossary.decisive("grpo", ["reward", "rewards/correct/mean", "rewards/length/mean", "rewards/length/std"])
+    assert charts[1].keys == (("rewards/correct/mean", "correct"), ("rewards/length/mean", "length"))
+    assert glossary.decisive("grpo", ["rewards/correct/mean"]) == list(glossary.DECISIVE["grpo"])
+    assert glossary.grouped(["eval_reliability/accuracy_0"]) == []
