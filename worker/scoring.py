@@ -85,7 +85,7 @@ def write_meaning(meaning: AttributesMeaning | StepsMeaning, folder: Path) -> No
     (folder / REWARD_FILE).write_text(meaning.model_dump_json(indent=1))
 
 
-def read_meaning(folder: Path) -> AttributesMeaning | StepsMeaning | None:
+def read_meaning(folder: Path, field: str = "base_model") -> AttributesMeaning | StepsMeaning | None:
     """What *folder* says about its outputs; ``None`` for a plain reward model (or one that does not score)."""
     path = folder / REWARD_FILE
     if not path.is_file():
@@ -93,7 +93,9 @@ def read_meaning(folder: Path) -> AttributesMeaning | StepsMeaning | None:
     try:
         return _MEANING.validate_json(path.read_bytes())
     except ValidationError as error:
-        raise SpecCannotWork(f"{REWARD_FILE} is not what it should be: {error}", field="base_model") from error
+        raise SpecCannotWork(
+            f"{REWARD_FILE} is not what it should be: {error}", remedy="Upload the model again.", field=field
+        ) from error
 
 
 # --- from a model's outputs --------------------------------------------------------------------------------------
@@ -293,7 +295,7 @@ def load_scorer(
     Raises :class:`SpecCannotWork` if the model does not score.
     """
     networks.check_files(folder, field=field)
-    meaning = read_meaning(folder)
+    meaning = read_meaning(folder, field)
     task: networks.Task = "TOKEN_CLS" if isinstance(meaning, StepsMeaning) else "SEQ_CLS"
     if networks.task_of(folder) != task:
         raise SpecCannotWork(

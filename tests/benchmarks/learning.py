@@ -81,6 +81,27 @@ LINES: dict[str, Line] = {
     "Reward model, LoRA": Line(
         "reward models", partial(specs.reward, weights=ADAPTER), PAIRS, RowType.PREFERENCE, "eval_accuracy"
     ),
+    "Reward model, soft labels": Line(
+        "reward models",
+        specs.reward_soft,
+        partial(corpus.annotated_pairs, 3000, 10),
+        RowType.PREFERENCE,
+        "eval_accuracy",
+    ),
+    "Attribute scores": Line(
+        "reward models",
+        specs.attribute_reward,
+        partial(corpus.scored, 3000, 10),
+        RowType.SCORED,
+        "eval_pair_accuracy",
+    ),
+    "Process reward": Line(
+        "reward models",
+        specs.process_reward,
+        partial(corpus.stepwise, 6000, 10),
+        RowType.STEPWISE,
+        "eval_step_accuracy",
+    ),
     "DPO": _pairs(specs.dpo),
     "DPO, LoRA": _pairs(specs.dpo, weights=ADAPTER),
     "IPO": _pairs(specs.ipo),

@@ -431,23 +431,19 @@ def test_passes_of_a_step_weigh_by_what_they_know(
     finished: Callable[[str], Attempt], launches: Callable[..., Launch], tmp_path: Path
 ) -> None:
     """Two passes of four solutions have different numbers of labels; together they are the step of eight."""
-    halves = SPECS["steps"].optimization.model_copy(update={"batch_size": 4, "accumulation": 2, "steps": 3})
-    spec = SPECS["steps"].model_copy(update={"optimization": halves})
-    whole = SPECS["steps"].model_copy(
-        update={"optimization": halves.model_copy(update={"batch_size": 8, "accumulation": 1})}
-    )
-    told, expected = (run(launches("steps", tmp_path / n, s)).metrics() for n, s in (("two", spec), ("one", whole)))
+    halves = SPECS["steps"].optimization.model_copy(update={"batch_size": 4, "accumulation": 2})
+    told = run(launches("steps", tmp_path, SPECS["steps"].model_copy(update={"optimization": halves}))).metrics()
+    expected = finished("steps").metrics()
     for step in (1, 2, 3):
         for name in ("loss", "grad_norm", "num_tokens"):
             assert told[step][name] == pytest.approx(expected[step][name], rel=1e-4), (step, name)
 
 
-@pytest.mark.slow
 def test_an_attribute_that_no_row_has(launches: Callable[..., Launch], tmp_path: Path) -> None:
-    spec = SPECS["attributes"].model_copy(update={"attributes": {"honesty": 1.0}})
-    failed = run(launches("attributes", tmp_path, spec), expect=78).events()[-1]
-    assert failed["reason"].startswith("attributes: no row has a score of 'honesty'; there are scores of correctness")
-    assert failed["remedy"]
+    with pytest.raises(SpecCannotWork) as error:
+        attribute_reward._check_attributes(launches("attributes", tmp_path), ["detail", "honesty"])
+    assert error.value.reason.startswith("attributes: no row has a score of 'honesty'; there are scores of correctness")
+    assert error.value.remedy
 
 
 @pytest.mark.slow
@@ -456,15 +452,14 @@ def test_going_on_from_scores_of_the_same_attributes(
 ) -> None:
     """The old head goes on in the new rows' units: before the first step it is as good as it ended."""
     start = finished("attributes").folder / "model"
-    spec = SPECS["attributes"].model_copy(
-        update={"optimization": SPECS["attributes"].optimization.model_copy(update={"steps": 1})}
-    )
-    again = run(launches("attributes", tmp_path / "again", spec, base_model=start))
+    once = SPECS["attributes"].optimization.model_copy(update={"steps": 1})
+    spec = SPECS["attributes"].model_copy(update={"optimization": once})
+    again = run(launches("attributes", tmp_path, spec, base_model=start))
     ended, begins = evaluated(finished("attributes"), STEPS), evaluated(again, 0)
     assert begins["mse/detail"] == pytest.approx(ended["mse/detail"], rel=1e-4)
-    other = spec.model_copy(update={"attributes": {"detail": 1.0}})
-    failed = run(launches("attributes", tmp_path / "other", other, base_model=start), expect=78).events()[-1]
-    assert "base_model: the model has learned correctness, detail, politeness" in failed["reason"]
+    others = scoring.AttributesMeaning(attributes={"detail": scoring.AttributeMeaning(weight=1, offset=0, scale=1)})
+    with pytest.raises(SpecCannotWork, match="base_model: the model has learned correctness, detail, politeness"):
+        attribute_reward._take_over(networks.load(start, task="SEQ_CLS"), start, others)
 
 
 def test_the_first_wrong_step() -> None:
