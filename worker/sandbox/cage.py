@@ -65,6 +65,7 @@ class Cage:
         self.folder: str | None = None
         """The program's working folder, as it is called out here."""
         self._init: int | None = None
+        self._first = 0
         jobs_end, self.jobs = os.pipe()
         self.answers, answers_end = os.pipe()
         handed = [jobs_end, answers_end]
@@ -141,16 +142,27 @@ class Cage:
     def begun(self) -> None:
         """The interpreter said that it stands: from here on the sandbox exists, and its first process is known."""
         if self.tier == "bubblewrap" and self._init is None:
-            first = json.loads(os.read(self._news, 4096))["child-pid"]
+            self._first = int(json.loads(os.read(self._news, 4096))["child-pid"])
             with contextlib.suppress(ProcessLookupError):
-                self._init = os.pidfd_open(first)
-            self.folder = f"/proc/{first}/root/tmp"
+                self._init = os.pidfd_open(self._first)
+            self.folder = f"/proc/{self._first}/root/tmp"
 
     def no_more_jobs(self) -> None:
         """Close the pipe to the interpreter: whoever waits for a line there finds its end."""
         if self.jobs >= 0:
             os.close(self.jobs)
             self.jobs = -1
+
+    def starved(self) -> float:
+        """Seconds in which the program was ready to run but the machine had no processor for it (its longest-waiting thread)."""
+        try:
+            pid = self.process.pid
+            if self.tier == "bubblewrap":  # bubblewrap's first process in there has one child: the program
+                pid = int(Path(f"/proc/{self._first}/task/{self._first}/children").read_text().split()[0])
+            tasks = [Path(entry.path, "schedstat").read_text().split() for entry in os.scandir(f"/proc/{pid}/task")]
+            return max(int(waited) for _, waited, _ in tasks) / 1e9
+        except (OSError, ValueError, IndexError):  # it is just ending, or this kernel does not count
+            return 0.0
 
     def too_much_written(self) -> bool:
         """Whether the working folder holds too much. In tier 1 the kernel counts bytes but not files, which cost memory as well."""

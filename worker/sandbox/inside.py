@@ -208,8 +208,9 @@ def source(value: Any) -> str:
         return f"({within})" if kind is tuple else f"[{within}]" if kind is list else f"{kind.__name__}([{within}])"
     if value is None or kind in (bool, int, float, complex, str, bytes):
         return repr(value)
-    if isinstance(value, type) and getattr(builtins, value.__name__, None) is value:
-        return str(value.__name__)
+    name = str(kind is type and value.__name__)
+    if kind is type and getattr(builtins, name, None) is value:
+        return name
     raise TypeError(f"only plain data can be handed to the program, not {kind.__name__}")
 
 

@@ -3,6 +3,9 @@
 from dataclasses import asdict, dataclass
 
 MEGABYTE = 1 << 20
+PATIENCE = 5
+"""On a busy machine a program may take up to so many times its seconds: waiting for a processor is not its fault. The processor time
+that it uses is bounded all the same."""
 
 
 @dataclass(frozen=True)
@@ -10,7 +13,7 @@ class Limits:
     """Bounds on one program. One process and its threads, so they need no adding up."""
 
     seconds: float = 4.0
-    """By the clock outside, from the program's first line to its last answer."""
+    """By the clock outside, from the program's first line to its last answer, less what it waited for a processor."""
     memory: int = 512 * MEGABYTE
     """Address space in bytes."""
     threads: int = 64

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 from worker.sandbox.cage import TIERS, Tier
 from worker.sandbox.cases import Calls, Check, Dialogs, Tests
-from worker.sandbox.limits import Limits
+from worker.sandbox.limits import PATIENCE, Limits
 from worker.sandbox.protocol import Malformed, OutOfMemory, Raised, Thing, call, decode, equal
 
 Kind = Literal["ok", "wrong", "runtime_error", "timeout", "memory", "output_limit", "malformed", "infra_error"]
@@ -93,7 +93,7 @@ class Slot:
     def ask(self, message: dict[str, Any], seconds: float) -> dict[str, Any]:
         """Hand over a line and wait for its answer. Raises :class:`SlotLost`."""
         assert self._process.stdout is not None
-        watch = threading.Timer(seconds + ANSWER_SECONDS, self._process.kill)
+        watch = threading.Timer(PATIENCE * seconds + ANSWER_SECONDS, self._process.kill)
         watch.start()
         try:
             self.send(message)
@@ -199,7 +199,9 @@ class Pool:
                 for case in cases:
                     outcome = self._do({**job, "role": "run", "stdin": case.stdin}, seconds)
                     verdicts.append(_of_dialog(case.stdout, outcome))
-                return _together(verdicts)
+                    if verdicts[-1].kind in ("timeout", "infra_error"):
+                        break  # each further run would take as long again
+                return _together(verdicts, len(cases))
             case Check():
                 check = {key: getattr(tests, key) for key in ("source", "prelude", "entry_point", "names", "modules")}
                 return _of_check(tests, self._do({**job, "role": "check", "check": check}, seconds))
@@ -351,14 +353,13 @@ def _printed(text: str) -> list[str]:
     return lines
 
 
-def _together(verdicts: list[Verdict]) -> Verdict:
-    """One verdict on several runs: unscored if one could not be run, else the first that is not ``ok``."""
+def _together(verdicts: list[Verdict], total: int) -> Verdict:
+    """One verdict on several runs: unscored if one could not be run, else the first that is not ``ok``; all there are count."""
     passed = sum(verdict.passed for verdict in verdicts)
-    lost = next((verdict for verdict in verdicts if not verdict.scored), None)
-    if lost is not None:
-        return lost._replace(passed=0, total=len(verdicts))
+    if not verdicts[-1].scored:
+        return verdicts[-1]._replace(passed=0, total=total)
     bad = next((verdict for verdict in verdicts if verdict.kind != "ok"), verdicts[0])
-    return bad._replace(passed=passed, total=len(verdicts))
+    return bad._replace(passed=passed, total=total)
 
 
 def _of_check(tests: Check, outcome: dict[str, Any]) -> Verdict:
