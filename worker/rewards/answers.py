@@ -8,9 +8,9 @@ from worker.rewards import quantities
 from worker.rewards.quantities import Quantity
 from worker.rewards.rollouts import Rollout, Row, Score, Scorer, refuse
 
-_MARKER = re.compile(r"####|\banswer\b(?:\s+is\b)?|^\s*A(?=:)", re.IGNORECASE | re.MULTILINE)
+_MARKER = re.compile(r"####|\banswer\b(?:\s+is\b)?|^[ \t]*A(?=:)", re.IGNORECASE | re.MULTILINE)
 _SENTENCE = re.compile(r"[.!?](?=\s|\**\s*$)|\n")
-_BOXED = re.compile(r"\\f?boxed\s*\{")
+_BRACES = re.compile(r"\\f?boxed\s*\{|\\.|[{}]", re.DOTALL)
 
 
 # --- where it is -------------------------------------------------------------------------------------------------
@@ -31,20 +31,16 @@ def _answer_tag(text: str) -> str | None:
 
 def _boxed(text: str) -> str | None:
     r"""Inside the last ``\boxed{…}`` that is closed; escaped braces (``\{``) are not braces."""
-    for opening in reversed(list(_BOXED.finditer(text))):
-        depth, position = 1, opening.end()
-        while position < len(text):
-            match text[position]:
-                case "\\":
-                    position += 1
-                case "{":
-                    depth += 1
-                case "}":
-                    depth -= 1
-            if depth == 0:
-                return text[opening.end() : position]
-            position += 1
-    return None
+    open_boxes: list[int | None] = []  # of every open brace: where the box's content begins, None if it is no box
+    last = (-1, -1)
+    for token in _BRACES.finditer(text):
+        if token[0] == "}":
+            start = open_boxes.pop() if open_boxes else None
+            if start is not None and start > last[0]:
+                last = (start, token.start())
+        elif token[0].endswith("{") and token[0] != r"\{":
+            open_boxes.append(None if token[0] == "{" else token.end())
+    return text[slice(*last)] if last[0] >= 0 else None
 
 
 def _last_line(text: str) -> str | None:

@@ -16,7 +16,7 @@ from worker.rewards.rollouts import Rollout, Score, Scorer
 _SECONDS = 0.5
 """Longest time a regular expression may take on one completion; a backtracking one could take years."""
 
-_FENCED = re.compile(r"\A\s*```[\w-]*[ \t]*\n(.*?)\n?[ \t]*```\s*\Z", re.DOTALL)
+_FENCE = re.compile(r"```[\w-]*[ \t]*\n")
 
 
 # --- tags --------------------------------------------------------------------------------------------------------
@@ -54,9 +54,12 @@ class Tags(Scorer):
 
 def parsed(text: str) -> Any:
     """The JSON in *text*, bare or as its only fenced block. Raises ``ValueError``, also for NaN and for a key twice."""
-    fenced = _FENCED.match(text)
+    text = text.strip()
+    opening = _FENCE.match(text)
+    if opening and text.endswith("```"):
+        text = text[opening.end() : -len("```")]
     try:
-        return json.loads(fenced[1] if fenced else text, parse_constant=_refuse_constant, object_pairs_hook=_no_twice)
+        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_no_twice)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 

@@ -145,20 +145,22 @@ _ABBREVIATION = re.compile(
 )
 """What ends with a full stop that ends no sentence: titles, initials, the number of a list's item."""
 
-_END = re.compile(r"(?:[.!?…]+[\"'”’)\]*_]*(?=\s|$))|[。！？।]+[」』”]*")
+_END = re.compile(r"(?:(?<![.!?…])[.!?…]++[\"'”’)\]*_]*+(?=\s|$))|[。！？।]+[」』”]*")
+
+_NEXT = re.compile(r"\s*(.?)", re.DOTALL)
 
 
 def sentences(text: str) -> list[str]:
     """*text* cut after ``.``, ``!``, ``?`` and their like before a space, but not in ``Mr. A. Smith``, ``3.5`` or ``1.``."""
     found, start = [], 0
     for end in _END.finditer(text):
-        piece = text[start : end.end()]
-        follows = text[end.end() :].lstrip()[:1]
-        if end[0][0] == "." and len(end[0]) == 1 and _ABBREVIATION.search("\n" * (not start) + piece[-20:]) and follows:
+        before = text[max(start, end.end() - 20) : end.end()]
+        follows = _NEXT.match(text, end.end())[1]  # type: ignore[index]  # it matches anywhere
+        if end[0][0] == "." and len(end[0]) == 1 and follows and _ABBREVIATION.search("\n" * (not start) + before):
             continue
         if follows.islower():  # "Wait ... what?" goes on
             continue
-        found.append(piece.strip())
+        found.append(text[start : end.end()].strip())
         start = end.end()
     return [piece for piece in [*found, text[start:].strip()] if re.search(r"\w", piece)]
 
@@ -195,7 +197,7 @@ def _postscript(text: str, postscript_marker: str) -> bool:
     """A line that begins with the marker and goes on."""
     letters = re.findall(r"\w", postscript_marker)
     marker = r"\.?[ ]?".join(map(re.escape, letters))
-    return re.search(rf"^\W*{marker}(?!\w)\.?\W*\w", text, re.IGNORECASE | re.MULTILINE) is not None
+    return re.search(rf"^[^\w\n]*{marker}(?!\w)\.?\W*\w", text, re.IGNORECASE | re.MULTILINE) is not None
 
 
 @_instruction("detectable_format:number_bullet_lists")
@@ -235,7 +237,7 @@ def _is_json(text: str) -> bool:
 
 @_instruction("detectable_format:title")
 def _title(text: str) -> bool:
-    return any(title.strip(" <>") for title in re.findall(r"<<([^\n]+?)>>", text))
+    return any(title.strip() for title in re.findall(r"<<([^\n<>]+)>>", text))
 
 
 # --- combinations, beginning and end, punctuation ----------------------------------------------------------------

@@ -47,6 +47,8 @@ class Model:
     @cached_property
     def _after_end(self) -> list[int]:
         """What the chat template writes after a reply's end token, such as a line break."""
+        if self.scorer.tokenizer.chat_template is None:
+            return []
         messages = [{"role": "user", "content": "?"}]
         pair = self._encoder.pairs([messages], [[{"role": "assistant", "content": "!"}]], check_end=False)[0]
         return self._cut(pair.completion)[1]

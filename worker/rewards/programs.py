@@ -13,9 +13,7 @@ from worker.report import SpecCannotWork
 from worker.rewards.rollouts import Rollout, Row, Score, Scorer, refuse
 from worker.sandbox import Sandbox, SandboxUnavailable, Tests, TestsUnreadable, Verdict, read_tests
 
-_FENCE = re.compile(
-    r"^[ \t]*(```|~~~)[ \t]*(?P<language>[\w+-]*)[^\n]*\n(?P<code>.*?)^[ \t]*\1[ \t]*$", re.DOTALL | re.MULTILINE
-)
+_FENCE = re.compile(r"[ \t]*(```|~~~)[ \t]*([\w+-]*)")
 _PYTHON = frozenset({"", "python", "python3", "py"})
 _FAILURES = ("wrong", "runtime_error", "timeout", "memory", "output_limit", "malformed")
 
@@ -25,12 +23,25 @@ def program(rollout: Rollout) -> str:
 
     It continues the prompt if its first line is indented: the body of a function that the prompt began.
     """
-    blocks = [found["code"] for found in _FENCE.finditer(rollout.completion) if found["language"].lower() in _PYTHON]
-    if blocks:
-        return textwrap.dedent(blocks[-1])
+    if (block := _last_block(rollout.completion)) is not None:
+        return textwrap.dedent(block)
     first = next((line for line in rollout.completion.splitlines() if line.strip()), "")
     continues = isinstance(rollout.prompt, str) and first[:1] in (" ", "\t")
     return f"{rollout.prompt}{rollout.completion}" if continues else rollout.completion
+
+
+def _last_block(text: str) -> str | None:
+    """The code in the last fenced block that is closed and Python's, or no language's."""
+    last, opened, code = None, None, list[str]()
+    for line in text.splitlines(keepends=True):
+        if opened is not None and line.strip() == opened[1]:
+            last = "".join(code) if opened[2].lower() in _PYTHON else last
+            opened = None
+        elif opened is None:
+            opened, code = _FENCE.match(line), []
+        else:
+            code.append(line)
+    return last
 
 
 class Programs(Scorer):

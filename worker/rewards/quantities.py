@@ -10,7 +10,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 _CURRENCY = r"[$€£¥₹₩₽₺₫₪]"
-_DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
+_DIGITS = r"(?:\d{1,3}(?:,\d{3}){1,12}(?![\d])|\d+)(?:\.\d+)?|\.\d+"
 _NUMBER = re.compile(
     rf"""(?P<sign>(?<![\w.)\]}}])[-+](?={_CURRENCY}?[ ]?[\d.\\]))?   # in 10-3 there is no negative number
     (?:{_CURRENCY}[ ]?(?P<inner>-)?)?
