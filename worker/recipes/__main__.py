@@ -71,12 +71,14 @@ def _carry_out(launch: Launch, report: Report, stop: Stop) -> int:
         return CANNOT_WORK
     except StopRequested:
         report.say(Finished(outcome="stopped", step=0))
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":
+    except (RuntimeError, MemoryError) as error:
+        from worker import memory
+
+        if not memory.is_full(error):
             raise
         report.say(
             SpecCannotWork(
-                f"the accelerator's memory is full: {error}",
+                f"memory is full, though the longest rows fitted before the first step: {error}",
                 remedy="Lower the batch size (and raise accumulation), lower max_length, or train an adapter.",
             ).event(traceback.format_exc())
         )

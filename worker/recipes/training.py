@@ -31,8 +31,9 @@ from transformers import (
 )
 
 from backend.runs.events import Checkpoint, Completion, Completions, Finished, Note, Started
-from backend.runs.specs import FSDP, Adapter, DeepSpeed, Launch, TrainingSpec
+from backend.runs.specs import FSDP, Adapter, DeepSpeed, Launch, OnlineSpec, TrainingSpec
 from worker import devices, networks, ranks
+from worker.recipes.probe import Probe, lengths
 from worker.report import Report, SpecCannotWork, Stop, StopRequested
 from worker.rows import Prepared
 
@@ -106,17 +107,34 @@ class Frame(Trainer):
         """A checkpoint is described by its run."""
 
     @contextlib.contextmanager
-    def _apart(self) -> Iterator[None]:
+    def apart(self) -> Iterator[None]:
         """What happens inside leaves no trace in the training's random state."""
         device = self.args.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             yield
 
+    def longest_batch(self, rows: int) -> dict[str, Any] | None:
+        """The inputs of a loss over the *rows* longest rows, for the probe; ``None`` where rows say nothing of it.
+
+        A method that samples overrides it: prompts are not what its loss is taken over.
+        """
+        if isinstance(self.launch.spec, OnlineSpec):
+            return None
+        learned: Any = self._remove_unused_columns(self.train_dataset, "training")
+        longest = sorted(enumerate(lengths(learned)), key=lambda row: (-row[1], row[0]))[:rows]
+        collate: Any = self.data_collator
+        batch: dict[str, Any] = collate([learned[index] for index, _ in longest])
+        return batch
+
+    def longest_row(self) -> int:
+        """Tokens of the longest row that is learned from, for the probe's advice."""
+        return max(lengths(self.train_dataset))
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Metrics of the held-out rows, then texts to be read; broken off when somebody asks to stop."""
         step = self.state.global_step
         try:
-            with self._apart():
+            with self.apart():
                 metrics: dict[str, float] = super().evaluate(*args, **kwargs)
                 self._show(step)
             self.evaluated = step
@@ -215,6 +233,7 @@ def carry_out(launch: Launch, report: Report, stop: Stop, trainer: Frame, prepar
     trainer.launch, trainer.report, trainer.stop, trainer.show = launch, report, stop, show
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_Follow(report, stop))
+    trainer.add_callback(Probe(trainer))
     first_step, due = 0, True
     if launch.resume_from is not None:
         progress = check_checkpoint(launch.resume_from, spec)
