@@ -13,7 +13,7 @@ from backend.accounts.actors import Permission
 from backend.errors import NotFound
 from backend.runs import readout, service
 from backend.runs.following import follow
-from backend.runs.specs import METHODS, TITLES, Spec, spec_schema
+from backend.runs.specs import METHODS, Spec, spec_schema
 from backend.web.streams import last_event_id
 from backend.web.units import UnitOfWork
 
@@ -298,13 +298,8 @@ def read_script(actor: Viewer, session: UnitOfWork, run_id: int) -> Response:
 
 
 def script_file(session: Session, run: "Run") -> Response:
-    """The download, or the refusal where a method has no script."""
-    made = readout.script(session, run)
-    if made is None:
-        raise NotFound(
-            f"{TITLES[run.method]} cannot be exported as a script.", remedy="Export the spec, or clone the run."
-        )
-    name, text = made
+    """The download."""
+    name, text = readout.script(session, run)
     headers = {"Content-Disposition": f'attachment; filename="{name}"'}
     return PlainTextResponse(text, media_type="text/x-python", headers=headers)
 

@@ -1,7 +1,8 @@
 """Several runs side by side: what they were asked that differs, what they measured, what they wrote to the same prompt."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, stdev
 from typing import Any
 from urllib.parse import urlencode
 
@@ -47,15 +48,23 @@ def compare(session: Session, actor: Actor, chosen: Sequence[View], prompt: int)
                     ],
                 )
             )
+    finals = views.finals([(view.method, held_out[view.id], view.active) for view in chosen])
     return {
         "differing": differing,
         "field_count": count,
         "charts": charts,
         "live": any(view.active for view in chosen),
-        "finals": views.finals([(view.method, held_out[view.id], view.active) for view in chosen]),
+        "finals": finals,
+        "spread": _spread(finals) if {row.name for row in differing} <= {"seed"} else {},
         "same_address": "?" + urlencode({"runs": ",".join(str(view.id) for view in chosen)}),
         **_same_prompt(session, actor, chosen, prompt),
     }
+
+
+def _spread(finals: Sequence[views.Final]) -> dict[str, tuple[float, float]]:
+    """Mean and standard deviation (n − 1) of each metric over runs that differ in their seed only."""
+    values = {row.key: [cell.value for cell in row.cells if cell.value is not None] for row in finals}
+    return {key: (fmean(several), stdev(several)) for key, several in values.items() if len(several) > 1}
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,8 @@ class Beside:
     text: str | None = None
     tokens: int = 0
     ended: bool = True
+    rewards: Mapping[str, float | None] = field(default_factory=dict)
+    """Raw scores by component; ``None``: not scored."""
 
 
 def _same_prompt(session: Session, actor: Actor, chosen: Sequence[View], wanted: int) -> dict[str, Any]:
@@ -87,6 +98,6 @@ def _same_prompt(session: Session, actor: Actor, chosen: Sequence[View], wanted:
         beside.append(
             Beside(view.id, step)
             if sample is None
-            else Beside(view.id, step, sample.completion, sample.tokens, sample.ended)
+            else Beside(view.id, step, sample.completion, sample.tokens, sample.ended, sample.rewards)
         )
     return {"prompt": shared[index], "prompt_index": index, "prompt_count": len(shared), "samples": beside}

@@ -114,6 +114,8 @@ def run_page(
             for name in TABS
         ],
         "may_launch": actor.may(Permission.ENGINEER, view.project_id),
+        "method_title": specs.TITLES[view.method],
+        "reward_models": specs.REWARD_MODELS,
     }
     if tab == "overview":
         context |= tabs.overview(session, actor, view, keys, steps)
@@ -182,6 +184,7 @@ def compare_page(
         "project_id": project_id,
         "runs": chosen,
         "choices": [replace(view, chosen=view.id in picked) for view in by_id.values()],
+        "titles": specs.TITLES,
         "may_launch": actor.may(Permission.ENGINEER, project_id),
     }
     if len(chosen) >= 2:

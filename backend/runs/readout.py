@@ -120,10 +120,26 @@ def started(session: Session, run_id: int) -> dict[str, Any] | None:
     return session.scalar(query.order_by(RunEvent.seq.desc()).limit(1))
 
 
-def script(session: Session, run: Run) -> tuple[str, str] | None:
-    """The run as one Python file: (name, text), with the versions it was made with; ``None`` where a method has none."""
-    if not export.has_script(run.method):
-        return None
+def notes_before_start(session: Session, run_id: int) -> list[str]:
+    """What the newest attempt said of its rows and of the machine before its first step: left out, cut, the sandbox."""
+    newest = select(func.max(RunEvent.seq)).where(RunEvent.run_id == run_id, RunEvent.kind == "started")
+    begun = session.scalar(newest)
+    if begun is None:
+        return []
+    before = select(func.coalesce(func.max(RunEvent.seq), 0)).where(
+        RunEvent.run_id == run_id, RunEvent.kind == "state", RunEvent.seq < begun
+    )
+    query = select(RunEvent.data).where(
+        RunEvent.run_id == run_id,
+        RunEvent.kind == "log",
+        RunEvent.seq < begun,
+        RunEvent.seq > before.scalar_subquery(),
+    )
+    return [str(data.get("text", "")) for data in session.scalars(query.order_by(RunEvent.seq))]
+
+
+def script(session: Session, run: Run) -> tuple[str, str]:
+    """The run as one Python file: (name, text), with the versions it was made with. Raises ``Conflict`` where there is none."""
     spec = specs.SPEC.validate_python(run.spec)
     begun = started(session, run.id)
     text = export.script(spec, title=f"#{run.id} {run.name}", packages=begun["packages"] if begun else None)
@@ -246,7 +262,7 @@ class View:
     """How long the worker has said nothing, if that is too long for *running* to be true."""
     worker: str | None
     parent_id: int | None
-    spec: specs.TrainingSpec
+    spec: specs.AnySpec
     model: Link | None = None
     version: Link | None = None
     decides: views.Change | None = None

@@ -27,6 +27,7 @@ def overview(session: Session, actor: Actor, view: View, keys: Sequence[str], st
         "changes": views.changes(view.method, series),
         "findings": diagnosis.diagnose(view.method, series, finished=not view.active, held_out_rows=rows),
         "charts": [(chart, views.lines(chart, view.id)) for chart in decisive],
+        "reliability": views.reliability(series),
         "samples": samples,
         "samples_step": steps[-1] if steps else None,
         "reward_names": _reward_names(samples),
@@ -117,7 +118,8 @@ def spec(session: Session, actor: Actor, view: View) -> dict[str, Any]:
         "parent_id": parent.id if parent else None,
         "parent_changed": sum(row.parent_changed for row in rows),
         "started": readout.started(session, view.id),
-        "has_script": export.has_script(view.method),
+        "notes": readout.notes_before_start(session, view.id),
+        "no_script": export.obstacle(view.spec),
     }
 
 

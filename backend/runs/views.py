@@ -1,5 +1,6 @@
 """What the pages of runs show, computed from a spec and from points: pure values, no tables, no web."""
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -84,9 +85,9 @@ def leaves(spec: BaseModel, against: BaseModel | None = None, prefix: str = "") 
     return found
 
 
-def parse(spec: Mapping[str, Any] | specs.TrainingSpec) -> specs.TrainingSpec:
+def parse(spec: Mapping[str, Any]) -> specs.AnySpec:
     """A stored spec as its class."""
-    return spec if isinstance(spec, specs.TrainingSpec) else specs.SPEC.validate_python(spec)
+    return specs.SPEC.validate_python(spec)
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,17 @@ def change(key: str, points: Series) -> Change | None:
     known = meanings.meaning(key)
     (first, before), (last, after) = points[0], points[-1]
     return Change(key, known.name.lower(), known.better, before, after if len(points) > 1 else None, first, last)
+
+
+def reliability(series: Mapping[str, Series]) -> list[tuple[float, float]]:
+    """(confidence, accuracy) of each bin at the last evaluation, least confident first; empty if it was not measured."""
+    bins: list[tuple[float, float]] = []
+    for index in itertools.count():
+        confidence, accuracy = (series.get(f"eval_reliability/{name}_{index}") for name in ("confidence", "accuracy"))
+        if not confidence or not accuracy:
+            return bins
+        bins.append((confidence[-1][1], accuracy[-1][1]))
+    return bins
 
 
 SPEED = ("_runtime", "_per_second")

@@ -12,7 +12,7 @@ from backend.runs import events as said
 from backend.runs import leases
 from backend.runs.leases import Ending
 from tests.backend.runs.material import Material, claim, hello, started, submit
-from tests.conftest import MakeClient
+from tests.conftest import MakeActor, MakeClient
 
 
 def finished(sessions: Sessions, engineer: Actor, material: Material, steps: int = 20) -> int:
@@ -131,3 +131,46 @@ def test_what_can_be_read(sessions: Sessions, make_client: MakeClient, engineer:
     assert client.get("/api/v1/workers").json()["items"][0]["name"] == "gpu-1"
     assert "beta" in client.get("/api/v1/specs/dpo").json()["properties"]
     assert client.get("/api/v1/specs/alchemy").status_code == 404
+
+
+def test_several_seeds_over_rest(make_client: MakeClient, engineer: Actor, material: Material) -> None:
+    client = make_client(engineer)
+    body: dict[str, Any] = {"spec": material.spec().model_dump(mode="json"), "seeds": 2, "name": "twice"}
+    path = f"/api/v1/projects/{material.project_id}/runs"
+    made = client.post(f"{path}/seeds", json=body)
+    assert made.status_code == 201
+    assert [(run["name"], run["spec"]["seed"]) for run in made.json()["items"]] == [
+        ("twice, seed 0", 0),
+        ("twice, seed 1", 1),
+    ]
+    refused = client.post(f"{path}/seeds", json=body | {"seeds": 9})
+    assert (refused.status_code, refused.json()["field"]) == (422, "seeds")
+    body["spec"]["dataset"] = 999
+    assert client.post(f"{path}/seeds", json=body).json()["field"] == "dataset"
+    assert len(client.get(path).json()["items"]) == 2
+
+
+def test_a_run_downloads_as_a_script(
+    make_client: MakeClient, sessions: Sessions, make_actor: MakeActor, engineer: Actor, material: Material
+) -> None:
+    run_id = finished(sessions, engineer, material)
+    for path in (f"/api/v1/runs/{run_id}/script", f"/runs/{run_id}/script.py"):
+        answer = make_client(make_actor("viewer")).get(path)
+        assert answer.status_code == 200
+        assert answer.headers["content-disposition"] == f'attachment; filename="run-{run_id}-dpo.py"'
+        assert answer.headers["content-type"].startswith("text/x-python")
+        compile(answer.text, "run.py", "exec")
+    spread = submit(sessions, engineer, material, devices={"kind": "data_parallel", "processes": 2})
+    refused = make_client(make_actor("viewer")).get(f"/api/v1/runs/{spread}/script")
+    assert refused.status_code == 409
+    assert "one device" in refused.json()["detail"]
+
+
+def test_the_schema_tells_defaults_that_are_made(make_client: MakeClient, engineer: Actor) -> None:
+    schema = make_client(engineer).get("/api/v1/specs/grpo").json()
+    assert schema["properties"]["kl"]["default"] == {
+        "beta": {"kind": "fixed", "beta": 0.0},
+        "place": "loss",
+        "estimator": "k3",
+    }
+    assert schema["$defs"]["TagFormat"]["properties"]["tags"]["default"] == ["think", "answer"]

@@ -86,12 +86,12 @@ def test_the_tiny_presets_are_the_specs_of_the_demo(method: str) -> None:
         for preset in group.presets
     }
     apart = {"rewards", "attributes"}
-    good = REWARD if "rewards" in specs.METHODS[method].model_fields else {}
-    tiny = _spec(method, good | sizes["Tiny model"])
+    good: dict[str, Any] = REWARD if "rewards" in specs.METHODS[method].model_fields else {}
+    tiny = _spec(method, {**good, **sizes["Tiny model"]})
     assert tiny.model_dump(exclude=apart) == made().model_dump(exclude=apart)
     if "Tiny, LoRA" in sizes:
         values = sizes["Tiny, LoRA"]
-        lora = _spec(method, good | values)
+        lora = _spec(method, {**good, **values})
         assert lora.model_dump(exclude=apart) == made(weights=specs.LoRA()).model_dump(exclude=apart)
 
 
