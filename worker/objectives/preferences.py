@@ -137,7 +137,7 @@ def _log_odds(logp: Tensor) -> Tensor:
 
 
 def orpo_loss(chosen: Tensor, rejected: Tensor, nll: Tensor, *, odds_weight: float) -> Tensor:
-    """L_SFT − λ·log σ(log odds ratio), (B,); *nll* is L_SFT, a number for the batch or (B,).
+    """L_SFT − λ·log σ(log odds ratio), (B,); *nll* is L_SFT, (B,).
 
     Hong et al. 2024, arXiv:2403.07691, Eq. 6. Mean log-probabilities (B,) as in :func:`log_odds_ratio`.
     """

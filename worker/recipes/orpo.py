@@ -2,16 +2,16 @@
 
     −log π(chosen) per token − λ·log σ(log odds(chosen)/odds(rejected))       Hong et al. 2024, arXiv:2403.07691, Eq. 6
 
-odds = P/(1−P) with P the geometric mean of a completion's token probabilities (Eq. 3–5). The first term is over all
-chosen tokens of a batch, the second a mean over its pairs.
+odds = P/(1−P) with P the geometric mean of a completion's token probabilities (Eq. 3–5). Both terms are averaged within a
+completion, then over pairs, so that it does not matter how a step's rows are spread over passes and processes.
 
 Columns in: ``prompt``, ``chosen``, ``rejected``; a tie is left out, a pair with p < 1/2 changes sides. Events out:
 ``rewards/{chosen,rejected,margins,accuracies}`` (λ times the mean log-probabilities), ``nll_loss``, ``log_odds_ratio``
 (the mean of log σ(…)), ``log_odds_chosen`` (the mean of what is in it), ``logps/*``, ``entropy``, ``loss``, their
 ``eval_`` twins, and held-out completions (greedy).
 
-Differs from the reference implementation and TRL's: the prompt's tokens do not count in the first term, as in the
-paper's equation. Ours, because TRL keeps it only as an experiment.
+Differs from the reference implementation and TRL's: they average the first term over all tokens of a batch, the prompt's
+included; here it is the paper's expectation over pairs. Ours, because TRL keeps it only as an experiment.
 """
 
 from functools import partial
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 def judged(spec: ORPOSpec, chosen: pairs.Side, rejected: pairs.Side) -> pairs.Judged:
     """The loss of a batch."""
-    nll = -chosen.logps.sum() / chosen.tokens.sum()
+    nll = -chosen.mean  # (B,)
     log_odds = objectives.log_odds_ratio(chosen.mean, rejected.mean)  # (B,)
     return pairs.Judged(
         objectives.orpo_loss(chosen.mean, rejected.mean, nll, odds_weight=spec.odds_weight).mean(),

@@ -3,7 +3,8 @@
     −log σ(β·(log π(chosen)/|chosen| − log π(rejected)/|rejected|) − γ) [+ w·(−log π(chosen) per token)]
 
 Meng et al. 2024, arXiv:2405.14734, Eq. 6; the added likelihood is CPO's (Xu et al. 2024, arXiv:2401.08417, Eq. 5), and
-without a reference it is what keeps the text well-formed.
+without a reference it is what keeps the text well-formed. Like the first term it is averaged within a completion, then
+over pairs, so that it does not matter how a step's rows are spread over passes and processes.
 
 Columns in: ``prompt``, ``chosen``, ``rejected``; a tie is left out, a pair with p < 1/2 changes sides. Events out:
 ``rewards/{chosen,rejected,margins,accuracies}`` (β times the mean log-probabilities, so that γ is a margin of theirs),
@@ -29,10 +30,10 @@ if TYPE_CHECKING:
 
 def judged(spec: SimPOSpec, chosen: pairs.Side, rejected: pairs.Side) -> pairs.Judged:
     """The loss of a batch."""
-    nll = -chosen.logps.sum() / chosen.tokens.sum()
+    nll = -chosen.mean  # (B,)
     losses = objectives.simpo_loss(chosen.mean, rejected.mean, beta=spec.beta, gamma=spec.gamma)  # (B,)
     return pairs.Judged(
-        losses.mean() + spec.sft_weight * nll,
+        (losses + spec.sft_weight * nll).mean(),
         spec.beta * chosen.mean,
         spec.beta * rejected.mean,
         {"nll_loss": nll},
