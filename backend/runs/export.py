@@ -1,16 +1,27 @@
 """A run as one readable Python file that needs only trl, transformers and peft, and reproduces the run's losses.
 
-The file is a template per method in ``scripts/``, filled with the values of the spec; what TRL has no loss for, it brings
-with it. ``tests/worker/recipes/test_export.py`` runs the files and compares losses step by step.
+The file is a template per method in ``scripts/``, filled with the values of the spec. What TRL has no loss for, it brings
+with it: the functions' own source, read from the worker's files, so that there is one truth. ``tests/worker/recipes/test_export.py`` runs the files and compares losses step by step.
 """
 
+import ast
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from backend.runs.specs import METHODS, AnySpec
+from backend.errors import Conflict
+from backend.runs.specs import METHODS, AnySpec, OneDevice, OnlineSpec, PPOSpec, QLoRA, ValueModel
+from backend.runs.specs.rewards import (
+    ExactAnswer,
+    LengthTerm,
+    NumericAnswer,
+    RepetitionTerm,
+    RewardModelScore,
+    SoftOverlong,
+    TagFormat,
+)
 
 _FOLDER = Path(__file__).parent / "scripts"
 _PACKAGES = ("torch", "transformers", "trl", "peft", "datasets")
@@ -21,16 +32,59 @@ _TEMPLATES = Environment(
     keep_trailing_newline=True, autoescape=False,
 )  # fmt: skip
 _TEMPLATES.filters["py"] = repr
+_TEMPLATES.filters["index_in"] = lambda one, of: of.index(one)
 _TEMPLATES.filters["fold"] = lambda text: textwrap.fill(text, 110)
 
 
-def has_script(method: str) -> bool:
-    """Whether runs of *method* can be exported."""
-    return (_FOLDER / f"{method}.py.jinja").is_file()
+def _source(path: str, *names: str) -> str:
+    """The source of top-level functions, classes and constants *names* of a file of the worker, in the file's order."""
+    text = (Path(__file__).parents[2] / "worker" / path).read_text()
+    found: dict[str, str] = {}
+    for node in ast.parse(text).body:
+        match node:
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                start = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+            case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
+                start = node.lineno
+            case _:
+                continue
+        if name in names:
+            found[name] = "\n".join(text.splitlines()[start - 1 : node.end_lineno])
+    missing = set(names) - set(found)
+    if missing:
+        raise LookupError(f"worker/{path} has no {', '.join(sorted(missing))}")
+    return "\n\n\n".join(found.values())
+
+
+_TEMPLATES.globals["source"] = _source
+
+
+_SCORED_HERE = (ExactAnswer, NumericAnswer, TagFormat, LengthTerm, SoftOverlong, RepetitionTerm, RewardModelScore)
+"""Components that a script can carry with it: the others need libraries, a sandbox, or the studio's way to read steps."""
+
+
+def obstacle(spec: AnySpec) -> str | None:
+    """Why *spec* has no script, as a sentence; ``None`` if it has one."""
+    if isinstance(spec, OnlineSpec):
+        for name, component in spec.rewards.named():
+            if not isinstance(component, _SCORED_HERE):
+                return f"The reward component “{name}” needs more than a script can carry: run it in the studio."
+    if isinstance(spec, PPOSpec) and isinstance(spec.value, ValueModel):
+        return "A value model with a backbone of its own is not in the script; a value head is."
+    if isinstance(spec.weights, QLoRA):
+        return "Weights in 4 bits are not in the script; LoRA is."
+    if not isinstance(spec.devices, OneDevice):
+        return "Scripts run on one device."
+    return None
 
 
 def script(spec: AnySpec, *, title: str, packages: Mapping[str, str] | None = None) -> str:
-    """The file's text. *packages* are the versions the run was made with; without them none are pinned."""
+    """The file's text. *packages* are the versions the run was made with; without them none are pinned.
+
+    Raises :class:`Conflict` if there is an :func:`obstacle`.
+    """
+    if reason := obstacle(spec):
+        raise Conflict(reason)
     pins = [
         f"{name}=={packages[name].partition('+')[0]}" if packages and name in packages else name for name in _PACKAGES
     ]
