@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from worker.report import Report, Stop
 
 _BALANCED = (1.0, 4 / 3)
-"""Where λ_D·n_D / λ_U·n_U should be: Ethayarajh et al. 2024, Eq. 9."""
+"""Where λ_D·n_D / λ_U·n_U should be, by Ethayarajh et al. 2024 and TRL."""
 
 
 class KTO(training.Frame, KTOTrainer):
