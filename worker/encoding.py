@@ -62,13 +62,8 @@ class Encoder:
         for opening, whole in zip(self.ids(openings, special), self.ids(wholes, special), strict=True):
             start = _shared(opening, whole)
             pairs.append(Pair(whole[:start], whole[start:]))
-        if check_end and not special and self.tokenizer.eos_token_id not in pairs[0].completion:
-            raise SpecCannotWork(
-                f"the chat template does not end a turn with the tokenizer's end token {self.tokenizer.eos_token!r}, "
-                "so the model would never learn to stop",
-                remedy="Set eos_token in tokenizer_config.json to the token that the template writes after a reply.",
-                field="base_model",
-            )
+        if check_end and not special:
+            self._check_end(pairs[0].completion)
         return pairs
 
     def render(self, messages: Sequence[dict[str, str]], *, reply: bool = False) -> str:
@@ -109,11 +104,18 @@ class Encoder:
         try:
             encoded: Any = self.tokenizer.apply_chat_template(safe, return_dict=True, return_assistant_tokens_mask=True)
         except Exception as error:  # a template is a program and fails in its own ways
-            raise SpecCannotWork(f"a conversation does not fit the chat template: {error}", field="dataset") from error
-        return [
+            raise SpecCannotWork(
+                f"a conversation does not fit the chat template: {error}",
+                remedy="Use rows whose roles the template knows.",
+                field="dataset",
+            ) from error
+        replies = [
             (ids, [token if counts else IGNORED for token, counts in zip(ids, mask, strict=True)])
             for ids, mask in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True)
         ]
+        if said := next((labels for _, labels in replies if any(label != IGNORED for label in labels)), None):
+            self._check_end(said)  # a template may leave the end of a turn outside its markers
+        return replies
 
     def openings(self, prompts: Sequence[Any]) -> list[list[int]]:
         """Token ids of prompts alone, all plain or all conversations, opened for the answer."""
@@ -121,12 +123,23 @@ class Encoder:
             return self.ids(prompts, special=True)
         return self.ids([self.render(prompt, reply=True) for prompt in prompts], special=False)
 
+    def _check_end(self, reply: Sequence[int]) -> None:
+        if self.tokenizer.eos_token_id not in reply:
+            raise SpecCannotWork(
+                f"the chat template does not end a turn with the tokenizer's end token {self.tokenizer.eos_token!r}, "
+                "so the model would never learn to stop",
+                remedy="Set eos_token in tokenizer_config.json to the token that the template writes after a reply.",
+                field="base_model",
+            )
+
     def texts(self, texts: Sequence[Any]) -> list[list[int]]:
         """Token ids of whole plain texts or conversations."""
         if isinstance(texts[0], str):
             end = self.tokenizer.eos_token
             return self.ids([text if text.endswith(end) else text + end for text in texts], special=True)
-        return self.ids([self.render(messages) for messages in texts], special=False)
+        whole = self.ids([self.render(messages) for messages in texts], special=False)
+        self._check_end(whole[0])
+        return whole
 
     def ids(self, texts: Sequence[str], special: bool) -> list[list[int]]:
         """Token ids of texts; *special*: with the tokens that the tokenizer puts around a plain text."""

@@ -137,6 +137,22 @@ def test_a_template_that_never_ends_a_turn_is_refused() -> None:
         rows.comparisons(rows.Encoder(endless, 128), [pair("a", "b", "c")])
 
 
+def test_replies_whose_end_does_not_count_are_refused() -> None:
+    """The end of the turn stands behind the marker: the mask is there, and the model would talk for ever."""
+    talker = networks.load_tokenizer(BASE)
+    talker.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}{% endgeneration %}"
+        "{{ '<|im_end|>' }}{% else %}{{ m['content'] }}{% endif %}{% endfor %}"
+    )
+    data = [{"messages": [*user("one"), *assistant("two")]}]
+    with pytest.raises(SpecCannotWork, match="never learn to stop") as refused:
+        rows.demonstrations(rows.Encoder(talker, 128), data, completion_only=True)
+    assert refused.value.reason.startswith("base_model: ")
+    talker.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+    with pytest.raises(SpecCannotWork, match="never learn to stop"):
+        rows.demonstrations(rows.Encoder(talker, 128), data, completion_only=False)
+
+
 # --- control tokens ----------------------------------------------------------------------------------------------
 
 

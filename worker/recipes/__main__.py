@@ -16,7 +16,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from backend.runs.events import Finished
-from backend.runs.specs import Launch
+from backend.runs.specs import NEEDS, Launch
 from worker import devices
 from worker.report import Report, Silence, SpecCannotWork, Stop, StopRequested
 
@@ -55,6 +55,18 @@ def main(path: Path) -> int:
         return _carry_out(launch, report, stop)
 
 
+def check_rows(launch: Launch) -> None:
+    """Raises :class:`SpecCannotWork` if the method cannot learn from rows of this type."""
+    needs = NEEDS[launch.spec.method]
+    if launch.row_type not in needs:
+        names = " or ".join(sorted(row_type.value for row_type in needs))
+        raise SpecCannotWork(
+            f"the rows are {launch.row_type.value}, and {launch.spec.method} learns from {names}",
+            remedy=f"Use a dataset of {names} rows.",
+            field="dataset",
+        )
+
+
 def _carry_out(launch: Launch, report: Report, stop: Stop) -> int:
     try:
         # imported late: torch takes seconds, and a new method is a spec and a file of its name
@@ -62,6 +74,7 @@ def _carry_out(launch: Launch, report: Report, stop: Stop) -> int:
 
         from worker import ranks
 
+        check_rows(launch)
         devices.check(launch.spec, world=ranks.world(), gpus=torch.cuda.device_count())
         recipe = importlib.import_module(f"worker.recipes.{launch.spec.method}")
         with ranks.joined():

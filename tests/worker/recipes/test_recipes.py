@@ -266,6 +266,12 @@ def test_four_bits_need_a_gpu(world: World, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_rows_of_another_type_are_refused(world: World, tmp_path: Path) -> None:
+    refused = failed(world, tmp_path, SPECS["dpo"]._replace(rows="demonstrations"))
+    assert refused["reason"] == "dataset: the rows are prompt_completion, and dpo learns from preference"
+
+
+@pytest.mark.slow
 def test_rows_with_one_prompt_cannot_be_split(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.parquet", corpus.preference_pairs(1, 0) * 5)
     attempt = run(launch(tmp_path / "run", DPOSpec(base_model=1, dataset=1), path, RowType.PREFERENCE), expect=78)
