@@ -8,7 +8,6 @@ in no training row of any kind. Everything is seeded: the same call gives the sa
 Pure Python: the seeding of the demo project and the recipes' tests read it without torch.
 """
 
-import math
 import random
 import re
 from collections.abc import Iterator, Sequence
@@ -275,19 +274,6 @@ def thumbs(count: int, seed: int, side: Side = "train", share_sums: float = 0.25
         else:
             completion = reply(rng, topic, 3 if up else rng.choice((0, 0, 1, 2)))
         rows.append({"prompt": _user(ask(rng, topic)), "completion": _assistant(completion), "label": up})
-    return rows
-
-
-def annotated_pairs(count: int, seed: int, side: Side = "train", annotators: int = 4) -> list[Row]:
-    """Preference rows with the *probability* that chosen is better: the share of annotators who said so.
-
-    Each is right with the chance σ(margin), so they argue about close pairs, and about one in sixteen ends in a tie.
-    """
-    rng = random.Random(f"annotated {seed}")
-    rows = preference_pairs(count, seed, side)
-    for row in rows:
-        chance = 1 / (1 + math.exp(-row.pop("margin")))
-        row["probability"] = sum(rng.random() < chance for _ in range(annotators)) / annotators
     return rows
 
 

@@ -84,7 +84,7 @@ LINES: dict[str, Line] = {
     "Reward model, soft labels": Line(
         "reward models",
         specs.reward_soft,
-        partial(corpus.annotated_pairs, 3000, 10),
+        partial(corpus.voted_pairs, 3000, 10),
         RowType.PREFERENCE,
         "eval_accuracy",
     ),

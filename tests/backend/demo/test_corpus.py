@@ -11,6 +11,8 @@ SHAPES = [
     corpus.preference_pairs,
     corpus.voted_pairs,
     corpus.thumbs,
+    corpus.scored,
+    corpus.stepwise,
     corpus.prompts,
 ]
 
@@ -115,3 +117,35 @@ def test_votes_lean_to_the_better_side_and_some_tie() -> None:
         < corpus.candidate_quality(asked(row), row["rejected"][0]["content"])
     ]
     assert 0 < len(wrong) < 0.05 * len(rows)
+
+
+def test_scores_say_what_the_texts_are() -> None:
+    rows = corpus.scored(400, 0)
+    assert len(rows) == 400
+    seen: set[float] = set()
+    for row in rows:
+        text, scores = row["completion"][0]["content"], row["scores"]
+        assert scores["detail"] == len(text.split()) / 4
+        if corpus.is_sum(asked(row)):
+            assert set(scores) == {"correctness", "detail"}
+            assert scores["correctness"] == corpus.answer_is_right(asked(row), text)
+        else:
+            assert set(scores) == {"politeness", "detail"}
+            assert (scores["politeness"] == 3) == corpus.is_polite(text)
+            seen.add(scores["politeness"])
+    assert seen == {0, 1, 2, 3}
+    assert all(one["prompt"] == other["prompt"] for one, other in zip(rows[::2], rows[1::2], strict=True))
+
+
+def test_steps_are_right_until_one_is_not() -> None:
+    """Each step is computed again from the question; a right solution is what the model itself would write."""
+    kinds: set[tuple[bool, ...]] = set()
+    for row in corpus.stepwise(600, 0):
+        steps, labels = row["completions"], row["labels"]
+        a, b = map(int, asked(row).split()[-1].rstrip(".?").split("+"))
+        whole = corpus.work_out(corpus.Sum(a, b)) if len(steps) == 3 else f"Answer: {a + b}."
+        right = [step == true for step, true in zip(steps, whole.split("."), strict=False)]
+        first = right.index(False) if False in right else len(right)
+        assert labels == [n < first for n in range(len(right))]
+        kinds.add(tuple(labels))
+    assert {(True,), (False,), (True,) * 3, (False,) * 3, (True, False, False), (True, True, False)} == kinds
