@@ -24,6 +24,7 @@ from backend.runs.events import Completion
 from backend.runs.specs import AdaptiveBeta, FixedBeta, Launch, OnlineSpec
 from backend.runs.specs.rewards import Rewards
 from worker import ranks
+from worker.encoding import Encoder
 from worker.experience import (
     Batch,
     Collected,
@@ -39,9 +40,9 @@ from worker.forward import Texts
 from worker.objectives.reinforcement import adaptive_beta, kl_estimate
 from worker.reading import Reading
 from worker.recipes import training
-from worker.report import StopRequested
+from worker.report import SpecCannotWork, StopRequested
 from worker.rewards import Composition, Measured, Rollout, Scores, combine
-from worker.rollouts import Written, sample
+from worker.rollouts import Written, fitting, sample
 from worker.rows import Prepared, readable
 
 if TYPE_CHECKING:
@@ -70,6 +71,30 @@ def arguments(launch: Launch, prepared: Prepared, *, group_size: int) -> GRPOCon
     return config
 
 
+def _figures(scores: Scores) -> dict[str, float]:
+    """Each component by itself; the share that no component could score is ours to say."""
+    return {name: value for name, value in scores.figures().items() if name != "rewards/unscored"}
+
+
+def check_end(tokenizer: PreTrainedTokenizerBase, ends: Sequence[int], prompt: Any) -> None:
+    """Raises :class:`SpecCannotWork` if a reply to *prompt* as the chat template writes it has none of the tokens *ends*.
+
+    The policy was taught that template: it would never be seen to end, and every completion would be cut.
+    """
+    if isinstance(prompt, str):
+        return
+    encoder = Encoder(tokenizer, max_length=0)
+    reply = [{"role": "assistant", "content": "Yes."}]
+    (pair,) = encoder.pairs([prompt], [reply], check_end=False)
+    if not set(ends).intersection(pair.completion):
+        raise SpecCannotWork(
+            f"the chat template ends a reply with none of the model's end tokens {tokenizer.convert_ids_to_tokens(list(ends))}, "
+            "so no completion would ever end",
+            remedy="Set eos_token in tokenizer_config.json to the token that the template writes after a reply.",
+            field="base_model",
+        )
+
+
 def _elsewhere(**_: Any) -> list[float]:
     """TRL wants a reward function; ours is a composition, asked in :meth:`Online.write`."""
     raise AssertionError("TRL's own rollout is not used")
@@ -96,6 +121,12 @@ class Online(Reading):
     ) -> None:
         """*reference*: the model the run starts from; ``None``: the policy with its adapter switched off."""
         assert isinstance(launch.spec, OnlineSpec)
+        if getattr(model, "_is_stateful", False):
+            raise SpecCannotWork(
+                f"{type(model).__name__} keeps a state instead of keys and values, which cannot be shared by completions",
+                remedy="Use a model whose layers all attend.",
+                field="base_model",
+            )
         self.spec = launch.spec
         self.rewards = rewards
         parts = self.spec.rewards.components
@@ -111,6 +142,7 @@ class Online(Reading):
             processing_class=tokenizer,
             peft_config=adapter,
         )
+        check_end(tokenizer, self.eos_token_ids, prepared.train[0]["prompt"])
         self.set_reference(reference)
         penalty = self.spec.kl.beta
         self.kl_beta = penalty.beta if isinstance(penalty, FixedBeta) else penalty.initial
@@ -179,6 +211,7 @@ class Online(Reading):
             max_new_tokens=self.max_completion_length,
             temperature=self.temperature if temperature is None else temperature,
             pad=self._tokenizer.pad_token_id,
+            at_once=self._at_once(),
             stopped=stopped,
         )
         each = [row for row in rows for _ in range(copies)]
@@ -196,6 +229,13 @@ class Online(Reading):
             for i, (row, one, text) in enumerate(zip(each, written, self.aloud(written), strict=True))
         ]
         return Collected(each, written, self.rewards.measure(rollouts, stopped=stopped))
+
+    def _at_once(self) -> int:
+        """A quarter of a GPU may hold keys and values; on a processor more side by side gains nothing."""
+        if self.args.device.type != "cuda":
+            return 64
+        memory = torch.cuda.get_device_properties(self.args.device).total_memory
+        return fitting(self.accelerator.unwrap_model(self.model).config, self.spec.max_length, memory // 4)
 
     def aloud(self, written: Sequence[Written]) -> list[str]:
         """Completions as text, without the token that ended them."""
@@ -275,7 +315,7 @@ class Online(Reading):
         self._total_train_tokens += int(read.item() + lengths.sum().item())
         scored = worth[~worth.isnan()]
         told = {
-            **scores.figures(),
+            **_figures(scores),
             "unscored": 1 - len(scored) / len(worth),
             "completions/mean_length": lengths.mean().item(),
             "completions/min_length": lengths.min().item(),
@@ -307,7 +347,7 @@ class Online(Reading):
         texts = collected.texts(self._tokenizer.pad_token_id, self.args.device)
         divergence = kl_estimate(self.frozen(self.model, texts), self.referred(texts, slice(None)), "k3")
         told = {
-            **scores.figures(),
+            **_figures(scores),
             "reward": worth.nanmean().item(),
             "unscored": worth.isnan().float().mean().item(),
             "kl": self.mean(divergence, texts.completion_mask),

@@ -69,6 +69,15 @@ def sample(
     return [written[i] for i in range(len(prompts))]
 
 
+def fitting(config: Any, length: int, memory: int) -> int:
+    """How many completions of *length* tokens, prompt included, have their keys and values in *memory* bytes."""
+    text = config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    each: int = 2 * text.num_hidden_layers * heads * size * length * 2  # keys and values, in half precision
+    return max(1, min(memory // each, 512))
+
+
 def _draws(seed: int, copies: int, longest: int) -> Tensor:
     """Uniform numbers in [0, 1), one for each token: (copies, longest). Their beginning does not depend on *longest*."""
     generator = torch.Generator().manual_seed(seed)

@@ -9,7 +9,7 @@ from transformers import GenerationConfig
 
 from tests.worker.small_models import ARCHITECTURES, END, random_model
 from worker.report import StopRequested
-from worker.rollouts import Written, _draw, sample
+from worker.rollouts import Written, _draw, fitting, sample
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14, 15], [16], [5, 6, 7, 20, 21]]
 SEEDS = [11, 12, 13, 14]
@@ -97,6 +97,14 @@ class TestSampling:
             assert one.ended == (one.ids[-1] in (END, 7))
             assert one.ended or len(one.ids) == 30
             assert len(one.logps) == len(one.ids)
+
+
+def test_how_many_fit_into_memory() -> None:
+    """Qwen3 above: 2 layers × (key + value) × 2 heads × 8 numbers × 2 bytes = 128 bytes a token."""
+    config = random_model("qwen3").config
+    assert fitting(config, length=100, memory=128 * 100 * 7 + 5) == 7
+    assert fitting(config, length=100, memory=10) == 1
+    assert fitting(random_model("gpt2").config, length=10, memory=2 * 2 * 4 * 8 * 2 * 10 * 3) == 3
 
 
 class TestStopping:

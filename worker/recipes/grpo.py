@@ -27,6 +27,7 @@ Differs from TRL: what does not count never enters a divisor; the parts of an op
 """
 
 import random
+from itertools import chain
 from typing import TYPE_CHECKING, Any, assert_never
 
 import torch
@@ -159,7 +160,7 @@ def run(launch: Launch, spec: GRPOSpec, report: "Report", stop: "Stop") -> None:
     prepared = rows.prompts(launch, tokenizer, spec.columns())
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with Composition(spec.rewards, launch, max_new_tokens=spec.sampling.max_new_tokens, device=device) as rewards:
-        rewards.check(prepared.train)
+        rewards.check(chain(prepared.train, prepared.held_out))
         trainer = GRPO(
             launch,
             prepared,

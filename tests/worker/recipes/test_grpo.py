@@ -41,6 +41,7 @@ from worker import networks, online, rows
 from worker.experience import Batch, Experience, Order, divide, texts_of
 from worker.forward import Texts
 from worker.recipes.grpo import GRPO
+from worker.report import SpecCannotWork
 from worker.rewards import Composition, Measured, Rollout
 
 RIGHT = Rewards(components=[NumericAnswer(name="right")])
@@ -398,6 +399,47 @@ def test_every_prompt_is_asked_once_before_any_is_asked_again(prompts: int) -> N
         assert len(set(asked[start : start + prompts])) == prompts
 
 
+# --- what cannot work --------------------------------------------------------------------------------------------
+
+
+class TestBadInput:
+    def test_a_template_that_never_ends_a_reply(self, make: Any) -> None:
+        trainer = make()
+        tokenizer, prompt = trainer._tokenizer, trainer.prompts[0]["prompt"]
+        online.check_end(tokenizer, trainer.eos_token_ids, prompt)
+        online.check_end(tokenizer, [7], "plain text has no template")
+        with pytest.raises(SpecCannotWork, match="so no completion would ever end"):
+            online.check_end(tokenizer, [tokenizer.convert_tokens_to_ids("a")], prompt)
+
+    def test_a_model_without_keys_and_values(self, make: Any) -> None:
+        trainer = make()
+        model = networks.load(BASE)
+        model._is_stateful = True
+        prepared = rows.prompts(trainer.launch, trainer._tokenizer, trainer.spec.columns())
+        with pytest.raises(SpecCannotWork, match="keeps a state instead of keys and values"):
+            GRPO(
+                trainer.launch,
+                prepared,
+                trainer.rewards,
+                model,
+                trainer._tokenizer,
+                config=trainer.args,
+                reference=None,
+                adapter=None,
+            )
+
+    @pytest.mark.slow
+    def test_answers_that_are_not_there(self, tmp_path: Path) -> None:
+        path = write_rows(tmp_path / "rows.parquet", corpus.prompts(50, 0))
+        event = run(launched(tmp_path / "run", grpo(), path), expect=78).events()[-1]
+        assert event["reason"].startswith("rewards.components[0].column: ")
+        assert event["remedy"]
+
+    def test_a_batch_of_broken_groups(self) -> None:
+        with pytest.raises(ValueError, match="not whole groups of 3"):
+            grpo(group_size=3)
+
+
 # --- whole runs --------------------------------------------------------------------------------------------------
 
 
@@ -405,13 +447,15 @@ def launched(folder: Path, spec: GRPOSpec, sums: Path, **more: Any) -> Launch:
     return launch(folder, spec, sums, RowType.PROMPT_ONLY, **more)
 
 
-def same_story(told: dict[int, dict[str, float]], expected: dict[int, dict[str, float]], *, rel: float = 1e-6) -> None:
+def same_story(
+    told: dict[int, dict[str, float]], expected: dict[int, dict[str, float]], *, rel: float = 1e-6, abs: float = 1e-9
+) -> None:
     """Every number but the clock's."""
     assert told.keys() == expected.keys()
     for step, values in expected.items():
         assert told[step].keys() == values.keys()
         for name in values.keys() - {"step_time"}:
-            assert told[step][name] == pytest.approx(values[name], rel=rel, abs=1e-9), (step, name)
+            assert told[step][name] == pytest.approx(values[name], rel=rel, abs=abs), (step, name)
 
 
 @pytest.mark.slow
@@ -435,7 +479,9 @@ class TestRun:
         metrics = attempt.metrics()
         assert metrics[30]["eval_reward"] > metrics[0]["eval_reward"] + 0.2
         assert metrics[30]["eval_rewards/right/mean"] > metrics[0]["eval_rewards/right/mean"]
-        assert metrics[0]["eval_kl"] == metrics[1]["kl"] == 0  # the reference is what the run starts from
+        # the reference is what the run starts from
+        assert metrics[0]["eval_kl"] == 0
+        assert metrics[1]["kl"] == pytest.approx(0, abs=1e-10)
         assert metrics[30]["eval_kl"] > 1e-3  # and is measured, although it costs nothing
         for step in range(1, 31):
             assert metrics[step]["sampling/logp_difference"] < 1e-4  # sampler and trainer agree
@@ -476,9 +522,20 @@ class TestRun:
         assert len(betas) == 3  # one for each rollout
         assert betas[0] == 0.05
         assert len(set(betas)) > 1
+        assert expected[0]["eval_kl"] == 0  # the adapter switched off is the reference
+        assert expected[10]["eval_kl"] > 0
         ours = load_file(second.folder / "model" / "adapter_model.safetensors")
         for key, tensor in load_file(whole.folder / "model" / "adapter_model.safetensors").items():
             assert tensor.equal(ours[key]), key
+        # continued: the reference is base and adapter together, not what lies under the base's name
+        more: dict[str, Any] = {
+            "evaluation": Evaluation(every_steps=9, max_rows=8),
+            "optimization": Optimization(steps=1, batch_size=8),
+        }
+        third = run(
+            launched(tmp_path / "3", grpo(**more), sums, base_model=whole.folder / "model", adapter_base=BASE)
+        ).metrics()
+        assert third[0]["eval_kl"] == 0
 
     def test_a_request_within_a_rollout_is_answered_and_the_rollout_written_again(
         self, sums: Path, tmp_path: Path
@@ -515,7 +572,7 @@ class TestRun:
         two = run(
             launched(tmp_path / "two", grpo(optimization=halves, devices=DataParallel(processes=2), **more), sums)
         )
-        same_story(two.metrics(), one.metrics(), rel=2e-3)
+        same_story(two.metrics(), one.metrics(), rel=2e-3, abs=1e-6)
         ours = load_file(two.folder / "model" / "model.safetensors")
         for key, tensor in load_file(one.folder / "model" / "model.safetensors").items():
             assert (tensor - ours[key]).abs().max() < 1e-4, key
