@@ -51,6 +51,8 @@ class Keeper:
             machine = look(self._name, self._settings.worker_slots, self._settings.studio_home)
             with unit_of_work(self._sessions) as session:
                 leases.worker_heard(session, machine, draining=draining, fresh=self._fresh)
+                if self._fresh:
+                    leases.offer(session, self._name)
             self._fresh, self._draining = False, draining
             self._due["speak"] = now + self._settings.heartbeat_seconds
         if now >= self._due["bury"]:

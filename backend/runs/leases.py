@@ -490,6 +490,18 @@ def reap(session: Session, *, lease_seconds: float, pause_seconds: float) -> lis
     return [run.id for run in lost]
 
 
+def offer(session: Session, worker: str) -> list[int]:
+    """Send every run again that *worker*, who has just come, could take now.
+
+    A message that came before it was heard of (its row still said that it drains) found nobody.
+    """
+    due = _due(session, 0.0, free_slots(session, worker))
+    for run in due:
+        run.sent_at = NOW
+        enqueue(session, EXECUTE_RUN, run.id)
+    return [run.id for run in due]
+
+
 def free_slots(session: Session, worker: str | None = None) -> int:
     """Slots of live workers (or of *worker* alone) that hold no run."""
     free = session.scalar(

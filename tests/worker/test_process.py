@@ -18,9 +18,12 @@ from backend.accounts.actors import Actor
 from backend.db import Sessions, unit_of_work
 from backend.embedded import wait_until
 from backend.projects.service import ProjectName
+from backend.registry import service as registry
 from backend.runs import leases, metrics, service
+from backend.runs.specs import GRPOSpec
+from backend.runs.specs.rewards import RewardModelScore, Rewards
 from backend.runs.tables import Run
-from tests.backend.runs.material import Material, hello, make_material, state_of, submit
+from tests.backend.runs.material import Material, hello, make_material, state_of, submit, write_model
 from worker.process import MARK, Supervision, bury_dead, execute_next, is_gone, mark_of, place
 
 ROOT = Path(__file__).parents[2]
@@ -162,6 +165,52 @@ def test_no_secret_reaches_the_recipe(
     environment = (tmp_path / "runs" / str(run_id) / "a1" / "env").read_text()
     assert "canary" not in environment
     assert "HF_HUB_OFFLINE" in environment
+
+
+def test_every_model_of_the_spec_is_laid_out(
+    sessions: Sessions, engineer: Actor, material: Material, tmp_path: Path
+) -> None:
+    """An ensemble of a whole reward model and an adapter on another: each under its id, the base beside the adapter."""
+    with unit_of_work(sessions) as session:
+        whole, base = (
+            registry.register_folder(session, material.project_id, write_model(tmp_path / name), name, kind="reward")
+            for name in ("whole", "base")
+        )
+        folder = write_model(tmp_path / "adapter")
+        (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+        (folder / "config.json").unlink()
+        (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "task_type": "SEQ_CLS"}')
+        adapter = registry.register_model(
+            session,
+            project_id=material.project_id,
+            name="adapter",
+            kind="reward",
+            manifest=registry.artifacts_of(session).put_folder(folder),
+            adapter_of_id=base.id,
+        )
+        ids = [whole.id, adapter.id]
+        spec = GRPOSpec(
+            base_model=material.model_id,
+            dataset=material.version_id,
+            rewards=Rewards(components=[RewardModelScore(models=ids)]),
+        )
+        run_id = service.submit_run(session, engineer, material.project_id, spec).id
+    script = """
+import json, pathlib, sys
+launch = json.loads(pathlib.Path(sys.argv[1]).read_text())
+there = {
+    number: [sorted(p.name for p in pathlib.Path(model[key]).iterdir()) if model[key] else None for key in ("folder", "adapter_base")]
+    for number, model in launch["models"].items()
+}
+pathlib.Path(sys.argv[1]).with_name("there.json").write_text(json.dumps(there))
+"""
+    execute_next(sessions, "gpu-1", Supervision(home=tmp_path, command=[sys.executable, "-c", script], **QUICK))
+    attempt = tmp_path / "runs" / str(run_id) / "a1"
+    assert json.loads((attempt / "there.json").read_text()) == {
+        str(whole.id): [["config.json", "model.safetensors"], None],
+        str(adapter.id): [["adapter_config.json", "adapter_model.safetensors"], ["config.json", "model.safetensors"]],
+    }
+    assert not (attempt / "models").exists()  # nothing of it stays behind
 
 
 @pytest.mark.parametrize("moment", [0, 4, 17, 31])

@@ -26,7 +26,18 @@ from backend.runs import events as said
 from backend.runs import history, leases, metrics, service
 from backend.runs.leases import Ending, LeaseLost
 from backend.runs.tables import Run
-from tests.backend.runs.material import Material, claim, conclude, hello, record, started, state_of, steps, submit
+from tests.backend.runs.material import (
+    WORKER,
+    Material,
+    claim,
+    conclude,
+    hello,
+    record,
+    started,
+    state_of,
+    steps,
+    submit,
+)
 
 MANIFEST = [FileEntry("state.bin", 3, "0" * 64)]
 BUDGET = int(os.environ.get("STUDIO_LEASE_EXAMPLES", "12"))
@@ -44,6 +55,27 @@ def expire(sessions: Sessions, run_id: int, seconds: float = 1000) -> None:
 def reap(sessions: Sessions) -> list[int]:
     with unit_of_work(sessions) as session:
         return leases.reap(session, lease_seconds=60, pause_seconds=0)
+
+
+def test_a_worker_that_comes_is_offered_what_its_predecessor_gave_back(
+    sessions: Sessions, engineer: Actor, material: Material
+) -> None:
+    """The message of a drained run reached the new worker while its row still said that it drains."""
+    first, second = (submit(sessions, engineer, material) for _ in range(2))
+    hello(sessions)
+    conclude(sessions, claim(sessions), Ending("drained"))
+    with unit_of_work(sessions) as session:
+        leases.worker_heard(session, WORKER, draining=True)
+        assert leases.claim(session, "gpu-1", "nowhere|1|gpu-1", 60) is None
+        assert leases.offer(session, "gpu-1") == []
+    hello(sessions)
+    with unit_of_work(sessions) as session:
+        assert leases.offer(session, "gpu-1") == [first]  # it has one slot, and the older run goes first
+        assert leases.reap(session, lease_seconds=60, pause_seconds=60) == []
+    assert claim(sessions).run_id == first
+    with unit_of_work(sessions) as session:
+        assert leases.offer(session, "gpu-1") == []  # the slot is taken
+    assert state_of(sessions, second) == "queued"
 
 
 def test_cancel_running_is_told_by_heartbeat_and_record(
