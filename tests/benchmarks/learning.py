@@ -59,6 +59,11 @@ def _pairs(spec: Callable[..., TrainingSpec], **more: Any) -> Line:
     return Line("offline preference", made, PAIRS, RowType.PREFERENCE, ACCURACY, "polite sampled")
 
 
+def _sums(spec: Callable[..., TrainingSpec], **more: Any) -> Line:
+    data = partial(corpus.sums, 2000, 10)
+    return Line("GRPO family", partial(spec, **more), data, RowType.PROMPT_ONLY, "eval_reward", "right sampled")
+
+
 LINES: dict[str, Line] = {
     "SFT": Line("supervised", specs.sft, SHOWN, RowType.PROMPT_COMPLETION, "eval_loss", "polite sampled"),
     "SFT, LoRA": Line(
@@ -105,6 +110,14 @@ LINES: dict[str, Line] = {
     "DPO": _pairs(specs.dpo),
     "DPO, LoRA": _pairs(specs.dpo, weights=ADAPTER),
     "IPO": _pairs(specs.ipo),
+    "GRPO": _sums(specs.grpo),
+    "GRPO, LoRA": _sums(specs.grpo, weights=ADAPTER),
+    "Dr. GRPO": _sums(specs.dr_grpo),
+    "DAPO": _sums(specs.dapo),
+    "GSPO": _sums(specs.gspo),
+    "RLOO": _sums(specs.rloo),
+    "REINFORCE": _sums(specs.reinforce),
+    "R1-Zero": _sums(specs.r1_zero),
 }
 
 
