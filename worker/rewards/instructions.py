@@ -168,9 +168,14 @@ def sentences(text: str) -> list[str]:
 @_instruction("length_constraints:number_paragraphs")
 def _number_of_paragraphs(text: str, num_paragraphs: int) -> bool:
     """Separated by ``***``; none of them empty, save before the first and after the last mark."""
-    pieces = re.split(r"(?<!\*)\*{3}(?!\*)", text)
-    inner = pieces[1 if not pieces[0].strip() else 0 : len(pieces) - (not pieces[-1].strip())]
-    return len(inner) == num_paragraphs and all(piece.strip() for piece in inner)
+    pieces = _inner(re.split(r"(?<!\*)\*{3}(?!\*)", text))
+    return len(pieces) == num_paragraphs and all(pieces)
+
+
+def _inner(pieces: list[str]) -> list[str]:
+    """*pieces* between marks, without spaces, and without an empty one before the first or after the last mark."""
+    stripped = [piece.strip() for piece in pieces]
+    return stripped[0 if stripped[0] else 1 : len(stripped) if stripped[-1] else -1]
 
 
 @_instruction("length_constraints:nth_paragraph_first_word")
@@ -245,8 +250,8 @@ def _title(text: str) -> bool:
 
 @_instruction("combination:two_responses")
 def _two_responses(text: str) -> bool:
-    """Two different ones, six asterisks between them."""
-    responses = [piece.strip() for piece in re.split(r"(?<!\*)\*{6}(?!\*)", text)]
+    """Two different ones, six asterisks between them (and, as the paper's checker has it, around them)."""
+    responses = _inner(re.split(r"(?<!\*)\*{6}(?!\*)", text))
     return len(responses) == 2 and all(responses) and responses[0] != responses[1]
 
 

@@ -115,7 +115,7 @@ CASES = [
     (
         "combination:two_responses",
         {},
-        ["One\n******\nTwo"],
+        ["One\n******\nTwo", "******\nOne\n******\nTwo\n******"],
         ["One", "One******One", "One******", "a******b******c", "a*****b", "a********b"],
     ),
     (

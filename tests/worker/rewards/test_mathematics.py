@@ -47,7 +47,13 @@ def mathematician():
         ("9*2=18\n#### 18", "The answer is 18.", 1),
         (r"Hence \boxed{7} follows.", "The answer is 7.", 1),
         (42, "The answer is 42", 1),
+        ("5", r"\boxed{5, 6}", 0),  # who names two answers has none
+        ("5", r"\boxed{5 \text{ or } 6}", 0),
+        ("5", "$5$ or $6$", 0),
         ("42", "I do not know", 0),
+        (r"\$36", r"\boxed{\$36}", 1),
+        ("$36", r"\boxed{36}", 1),
+        ("She has $<<9*2=18>>18.\nA: 18", "A: 18", 1),  # dollars that mark no mathematics
         ("42", "", 0),
         (None, "The answer is 42", None),
     ],
