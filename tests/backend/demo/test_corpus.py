@@ -14,6 +14,7 @@ SHAPES = [
     corpus.scored,
     corpus.stepwise,
     corpus.prompts,
+    corpus.sums,
 ]
 
 
@@ -149,3 +150,8 @@ def test_steps_are_right_until_one_is_not() -> None:
         assert labels == [n < first for n in range(len(right))]
         kinds.add(tuple(labels))
     assert {(True,), (False,), (True,) * 3, (False,) * 3, (True, False, False), (True, True, False)} == kinds
+
+
+def test_sums_come_with_their_answer() -> None:
+    for row in corpus.sums(50, 0):
+        assert corpus.answer_is_right(asked(row), f"Answer: {row['answer']}.")
