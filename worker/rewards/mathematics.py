@@ -25,7 +25,7 @@ from worker.rewards.rollouts import Rollout, Row, Score, Scorer, refuse
 _SERVER = Path(__file__).with_name("equivalence.py")
 _ENVIRONMENT = re.compile(r"(?<!\\)\$|\\\(|\\\[|\\boxed|\\begin\{(?:equation|align|math|displaymath)")
 _DOLLAR = re.compile(r"(?<!\\)\$")
-_PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
+_PROSE = re.compile(r"(?<![\\A-Za-z])(?:[A-Za-z]{3,}|[A-Za-z]+:)")
 _FUNCTIONS = frozenset(
     {"sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "sqrt", "min", "max", "gcd", "lcm", "mod"}
 )
