@@ -22,6 +22,7 @@ from backend.runs import leases
 from worker import app as root
 from worker.machine import look
 from worker.process import bury_dead, execute_next
+from worker.sandbox.trial import Trial
 
 log = logging.getLogger("worker.keeper")
 
@@ -35,6 +36,7 @@ class Keeper:
         self._ending = False
         self._started: list[subprocess.Popen[bytes]] = []
         self._due = {"speak": 0.0, "bury": 0.0, "reap": 0.0}
+        self._trial = Trial()
         self._fresh = True
         self._draining = False
         self._broker = redis.Redis.from_url(self._settings.redis_url, socket_timeout=2, socket_connect_timeout=2)
@@ -47,8 +49,9 @@ class Keeper:
         """Everything that is due now; a database that does not answer makes it due again."""
         now = time.monotonic()
         draining = self._ending or self._drain.exists()
-        if now >= self._due["speak"] or draining != self._draining:
-            machine = look(self._name, self._settings.worker_slots, self._settings.studio_home)
+        if self._trial.turn(now) or now >= self._due["speak"] or draining != self._draining:
+            home = self._settings.studio_home
+            machine = look(self._name, self._settings.worker_slots, home, self._trial.report)
             with unit_of_work(self._sessions) as session:
                 leases.worker_heard(session, machine, draining=draining, fresh=self._fresh)
                 if self._fresh:
@@ -94,6 +97,7 @@ class Keeper:
             except (OperationalError, InterfaceError) as error:
                 log.warning("the database does not answer: %s", error.orig)
             time.sleep(0.2)
+        self._trial.end()
         try:
             self._due["speak"] = 0.0
             self.turn()

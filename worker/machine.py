@@ -30,8 +30,8 @@ def accelerators() -> list[dict[str, Any]]:
     return found
 
 
-def look(name: str, slots: int, home: Path) -> Machine:
-    """This machine as it is now."""
+def look(name: str, slots: int, home: Path, sandbox: dict[str, Any] | None = None) -> Machine:
+    """This machine as it is now; *sandbox*: what its last self-test said."""
     memory = psutil.virtual_memory()
     home.mkdir(parents=True, exist_ok=True)
     return Machine(
@@ -44,4 +44,5 @@ def look(name: str, slots: int, home: Path) -> Machine:
         memory_used_bytes=memory.total - memory.available,
         disk_free_bytes=shutil.disk_usage(home).free,
         version=__version__,
+        sandbox=sandbox,
     )

@@ -205,6 +205,9 @@ def _machines(session: Session, spec: AnySpec) -> None:
     workers = session.scalars(select(Worker).where(quiet < FORGOTTEN_SECONDS)).all()
     if not workers:  # the run waits in the queue until one comes; nothing is known about it yet
         return
+    for index, component in enumerate(spec.rewards.components if isinstance(spec, OnlineSpec) else []):
+        if isinstance(component, rewards.CodeTests):
+            _sandbox(workers, f"rewards.components[{index}]")
     most = max(len(worker.devices) for worker in workers)
     if isinstance(spec.weights, QLoRA) and not most:
         raise InvalidSpec(
@@ -220,4 +223,15 @@ def _machines(session: Session, spec: AnySpec) -> None:
             f"The run asks for {spec.devices.processes} GPUs; {has}.",
             field="devices.processes",
             remedy="Ask for fewer, or start a worker on a larger machine.",
+        )
+
+
+def _sandbox(workers: Sequence[Worker], field: str) -> None:
+    """Programs run only where a sandbox was tried and held; a worker that has not said so yet may be the one."""
+    without = [worker.sandbox for worker in workers if worker.sandbox is not None and worker.sandbox["tier"] is None]
+    if len(without) == len(workers):
+        raise InvalidSpec(
+            f"No worker can run programs: {without[0].get('reason', 'the self-test of its sandbox failed')}.",
+            field=field,
+            remedy=str(without[0].get("remedy", "")),
         )

@@ -51,6 +51,8 @@ class Machine:
     memory_used_bytes: int
     disk_free_bytes: int
     version: str
+    sandbox: dict[str, Any] | None = None
+    """What the sandbox's last self-test said here; ``None``: not yet tried."""
 
 
 def worker_heard(session: Session, machine: Machine, *, draining: bool = False, fresh: bool = False) -> None:

@@ -242,6 +242,8 @@ class Worker(Base):
     memory_bytes: Mapped[int] = mapped_column(BigInteger)
     memory_used_bytes: Mapped[int] = mapped_column(BigInteger)
     disk_free_bytes: Mapped[int] = mapped_column(BigInteger)
+    sandbox: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    """What its last self-test said: ``tier`` and how it was tried, or no tier with ``reason`` and ``remedy``; null: not yet tried."""
     version: Mapped[str] = mapped_column(Text)
     draining: Mapped[bool] = mapped_column(server_default=text("false"))
     started_at: Mapped[datetime] = mapped_column(MOMENT, server_default=NOW)

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 import torch
 from torch import Tensor, nn
 
+from backend.runs.events import Note
 from backend.runs.specs import (
     BatchBaseline,
     FullWeights,
@@ -85,10 +86,12 @@ class GRPO(online.Online):
             kept = Collected.joined([kept, fresh]).picked(places)
             sampled, rounds = sampled + len(dead), rounds + 1
         dead = without_spread(self._worth(kept), size)
-        told = {"sampled": sampled / len(rows), "rounds": rounds, "dead_groups": len(dead) / len(rows)}
-        for name, value in told.items():
-            mean = self.mean(torch.tensor([float(value)], device=self.args.device))
-            self._metrics["train"][f"sampling/{name}"].append(mean)
+        told = torch.tensor([[sampled / len(rows), rounds, len(dead) / len(rows)]], device=self.args.device)
+        everyone = self.accelerator.gather(told)  # (processes, 3)
+        say = self._metrics["train"]
+        say["sampling/sampled"].append(everyone[:, 0].mean().item())
+        say["sampling/rounds"].append(everyone[:, 1].max().item())
+        say["sampling/dead_groups"].append(everyone[:, 2].mean().item())
         return kept
 
     def _worth(self, collected: Collected) -> Tensor:
@@ -161,6 +164,7 @@ def run(launch: Launch, spec: GRPOSpec, report: "Report", stop: "Stop") -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with Composition(spec.rewards, launch, max_new_tokens=spec.sampling.max_new_tokens, device=device) as rewards:
         rewards.check(chain(prepared.train, prepared.held_out))
+        prepared.notes.extend(Note(text=note) for note in rewards.notes())
         trainer = GRPO(
             launch,
             prepared,

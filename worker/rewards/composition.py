@@ -170,6 +170,10 @@ class Composition:
             self.close()
             raise
 
+    def notes(self) -> list[str]:
+        """Sentences for the run's log, before its first step; each once."""
+        return list(dict.fromkeys(note for scorer in self._scorers.values() for note in scorer.notes()))
+
     def check(self, rows: Iterable[Row]) -> None:
         """Raise :class:`SpecCannotWork` with the component's field if *rows* can never be scored."""
         rows = list(rows)

@@ -104,6 +104,10 @@ class Programs(Scorer):
             for kind in _FAILURES
         }
 
+    def notes(self) -> list[str]:
+        """Which sandbox protects this machine, and that it was tried."""
+        return [self._sandbox.report.line]
+
     def close(self) -> None:
         """End the sandbox."""
         self._sandbox.close()

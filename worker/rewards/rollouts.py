@@ -50,6 +50,10 @@ class Scorer:
         """Further figures of the rollouts scored last."""
         return {}
 
+    def notes(self) -> list[str]:
+        """Sentences for the run's log, before its first step."""
+        return []
+
     def close(self) -> None:
         """End what was started."""
 

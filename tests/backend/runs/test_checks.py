@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from backend.accounts.actors import Actor
@@ -13,7 +14,7 @@ from backend.db import Sessions, unit_of_work
 from backend.registry.tables import Model
 from backend.runs import checks, service, specs
 from backend.runs.leases import Machine, worker_heard
-from backend.runs.tables import Run
+from backend.runs.tables import Run, Worker
 from tests.backend.runs.material import WORKER, Material, submit
 
 NUMBER = {"kind": "number", "column": "answer"}
@@ -118,6 +119,30 @@ def test_columns_that_a_reward_reads_must_be_there(stock: Stock) -> None:
     for flag, column in (("use_margin", "margin"), ("use_probability", "probability")):
         field, said = stock.refused(stock.spec("reward", RowType.PREFERENCE, **{flag: True}))
         assert (field, column in said) == (flag, True)
+
+
+def test_programs_need_a_worker_whose_sandbox_holds(stock: Stock, sessions: Sessions) -> None:
+    code = {"kind": "code", "column": "answer"}
+    stock.taken(stock.grpo(code))  # nothing is known of any worker's sandbox
+    broken = {"tier": None, "reason": "bwrap is not installed", "remedy": "Install bubblewrap."}
+
+    def heard(name: str, sandbox: dict[str, str | None] | None) -> None:
+        with unit_of_work(sessions) as session:
+            worker_heard(session, Machine(**{**vars(WORKER), "name": name, "sandbox": sandbox}), fresh=True)
+
+    with unit_of_work(sessions) as session:
+        for name in session.scalars(select(Worker.name)).all():
+            worker_heard(session, Machine(**{**vars(WORKER), "name": name, "sandbox": broken}))
+    heard("a", broken)
+    field, said = stock.refused(stock.grpo({"kind": "length"}, code))
+    assert field == "rewards.components[1]"
+    assert "bwrap is not installed" in said
+    assert "Install bubblewrap." in said
+    stock.taken(stock.grpo({"kind": "length"}))
+    heard("b", None)
+    stock.taken(stock.grpo(code))
+    heard("b", {"tier": "landlock"})
+    stock.taken(stock.grpo(code))
 
 
 def test_attributes_must_be_in_the_rows(stock: Stock) -> None:
