@@ -173,7 +173,7 @@ def test_killed_and_resumed_it_equals_the_run_without_a_break(
     """kill -9 after step 6; a second attempt goes on from step 4. Numbers agree to 1e-6, weights exactly."""
     whole, case = finished(name), CASES[name]
     first = Attempt(launched(tmp_path / "1", case.spec, case.rows))
-    first.wait_for("metrics", 6)
+    first.wait_for("metrics", 6, timeout=200)
     os.kill(first.process.pid, signal.SIGKILL)
     first.finish()
     checkpoint = first.folder / first.events("checkpoint")[-1]["folder"]
