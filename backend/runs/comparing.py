@@ -80,6 +80,10 @@ class Beside:
     """Raw scores by component; ``None``: not scored."""
 
 
+def _in_order(view: View, sample: Any) -> dict[str, float | None]:
+    return {name: sample.rewards[name] for name in views.components(view.spec, [sample])}
+
+
 def _same_prompt(session: Session, actor: Actor, chosen: Sequence[View], wanted: int) -> dict[str, Any]:
     last: dict[int, tuple[int, dict[str, Any]]] = {}
     for view in chosen:
@@ -98,6 +102,6 @@ def _same_prompt(session: Session, actor: Actor, chosen: Sequence[View], wanted:
         beside.append(
             Beside(view.id, step)
             if sample is None
-            else Beside(view.id, step, sample.completion, sample.tokens, sample.ended, sample.rewards)
+            else Beside(view.id, step, sample.completion, sample.tokens, sample.ended, _in_order(view, sample))
         )
     return {"prompt": shared[index], "prompt_index": index, "prompt_count": len(shared), "samples": beside}

@@ -210,7 +210,7 @@ def _badly_calibrated(series: Mapping[str, Series]) -> Finding | None:
         remedy = f"it is too {too}: divide its rewards by {_plain(temperature[-1])}"
     return Finding(
         "Its probabilities are off.",
-        f"Held-out calibration error is {_plain(errors[-1])}: what it calls 80 % is right {_plain(100 * (0.8 - errors[-1]))} or {_plain(100 * min(1.0, 0.8 + errors[-1]))} % of the time; {remedy}.",
+        f"Held-out calibration error is {_plain(errors[-1])}: what it calls 80 % is right {100 * (0.8 - errors[-1]):.0f} or {100 * min(1.0, 0.8 + errors[-1]):.0f} % of the time; {remedy}.",
         True,
     )
 

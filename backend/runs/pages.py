@@ -125,7 +125,7 @@ def run_page(
         ]
     elif tab == "completions":
         context |= tabs.completions(
-            session, actor, run_id, steps, step, int(against) if against.isascii() and against.isdigit() else None
+            session, actor, view, steps, step, int(against) if against.isascii() and against.isdigit() else None
         )
     elif tab == "logs":
         context["lines"] = readout.log(session, run_id)

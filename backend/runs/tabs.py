@@ -30,35 +30,31 @@ def overview(session: Session, actor: Actor, view: View, keys: Sequence[str], st
         "reliability": views.reliability(series),
         "samples": samples,
         "samples_step": steps[-1] if steps else None,
-        "reward_names": _reward_names(samples),
+        "reward_names": views.components(view.spec, samples),
         "against": None,
     }
 
 
-def _reward_names(samples: Sequence[Any]) -> list[str]:
-    return list(dict.fromkeys(name for sample in samples for name in sample.rewards))
-
-
 def completions(
-    session: Session, actor: Actor, run_id: int, steps: Sequence[int], step: int | None, against: int | None
+    session: Session, actor: Actor, view: View, steps: Sequence[int], step: int | None, against: int | None
 ) -> dict[str, Any]:
     """What the run wrote at *step* (else at the last of *steps*), beside what it wrote at the step *against*."""
     if not steps:
         return {"steps": []}
     shown = step if step is not None and step in steps else steps[-1]
     place = steps.index(shown)
-    rows = service.completions(session, actor, run_id, step=shown, limit=64)
+    rows = service.completions(session, actor, view.id, step=shown, limit=64)
     earlier = None
     if against is not None and against in steps and against != shown:
         earlier = {
             sample.prompt: sample.completion
-            for sample in service.completions(session, actor, run_id, step=against, limit=64)
+            for sample in service.completions(session, actor, view.id, step=against, limit=64)
         }
     return {
         "steps": list(reversed(steps)),
         "step": shown,
         "rows": rows,
-        "reward_names": _reward_names(rows),
+        "reward_names": views.components(view.spec, rows),
         "against": earlier,
         "against_step": against if earlier is not None else None,
         "earlier": steps[place - 1] if place else None,

@@ -167,6 +167,13 @@ def change(key: str, points: Series) -> Change | None:
     return Change(key, known.name.lower(), known.better, before, after if len(points) > 1 else None, first, last)
 
 
+def components(spec: specs.TrainingSpec, samples: Iterable[Any]) -> list[str]:
+    """Names of what scored *samples*, in the order of the spec (the database keeps no order of keys)."""
+    found = dict.fromkeys(name for sample in samples for name in sample.rewards)
+    named = [name for name, _ in spec.rewards.named()] if isinstance(spec, specs.OnlineSpec) else []
+    return [name for name in named if name in found] + [name for name in found if name not in named]
+
+
 def reliability(series: Mapping[str, Series]) -> list[tuple[float, float]]:
     """(confidence, accuracy) of each bin at the last evaluation, least confident first; empty if it was not measured."""
     bins: list[tuple[float, float]] = []

@@ -97,6 +97,23 @@ def _curve(key: str, step: int, total: int, noise: random.Random, pace: float) -
             return 0.3 + 1.5 * way + wild
         case "min_reward":
             return -0.3 - 1.5 * way + wild
+        case "reward" | "rewards/correct/mean" | "solution_accuracy":
+            return 0.4 + 0.5 * way + wild
+        case "step_accuracy":
+            return 0.62 + 0.2 * way + wild
+        case "step_base_rate" | "solution_base_rate" | "length_accuracy":
+            return 0.62
+        case "rewards/length/mean":
+            return -0.1 - 0.2 * way + wild
+        case "kl":
+            return 0.01 + 0.2 * way + abs(wild) / 10
+        case "completions/mean_length":
+            return 15 + 6 * way + 8 * wild
+        case "frac_reward_zero_std" | "ece":
+            return max(0.0, 0.1 + 0.3 * way + wild)
+        case _ if name.startswith("reliability/"):
+            kind, _, index = name.removeprefix("reliability/").partition("_")
+            return 0.5 + 0.05 * int(index) + (0.02 * wild if kind == "confidence" else 0.5 * wild)
     return wild
 
 
@@ -107,12 +124,34 @@ KEYS: dict[str, list[str]] = {
         "loss", "rewards/accuracies", "rewards/margins", "rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected",
         "grad_norm", "learning_rate",
     ],
+    "grpo": [
+        "loss", "reward", "reward_std", "frac_reward_zero_std", "rewards/correct/mean", "rewards/length/mean", "kl", "entropy",
+        "completions/mean_length", "completions/clipped_ratio", "grad_norm", "learning_rate",
+    ],
+    "process_reward": ["loss", "grad_norm", "learning_rate"],
 }  # fmt: skip
+_RELIABILITY = [f"eval_reliability/{name}_{index}" for index in range(10) for name in ("confidence", "accuracy")]
 HELD_OUT = {
     "sft": ["eval_loss", "eval_mean_token_accuracy"],
-    "reward": ["eval_loss", "eval_accuracy", "eval_margin"],
+    "reward": ["eval_loss", "eval_accuracy", "eval_margin", "eval_ece", "eval_length_accuracy", *_RELIABILITY],
+    "grpo": ["eval_reward", "eval_rewards/correct/mean", "eval_rewards/length/mean", "eval_kl"],
+    "process_reward": [
+        "eval_loss", "eval_step_accuracy", "eval_step_base_rate", "eval_solution_accuracy", "eval_solution_base_rate", "eval_ece",
+        *_RELIABILITY,
+    ],
     "dpo": ["eval_loss", "eval_rewards/accuracies", "eval_rewards/margins"],
-}
+}  # fmt: skip
+
+
+def _scores(method: str, index: int, share: float) -> dict[str, float | None]:
+    """Of one completion; the third one's component could not answer."""
+    if method == "grpo":
+        return {"correct": None if index == 2 else float(share > 0.2 * index), "length": -0.1 * index}
+    scores: dict[str, float | None] = {}
+    if method == "process_reward":
+        scores["score"] = 0.2 + 0.1 * index
+        scores |= {f"step {n}": 0.9 - 0.1 * n for n in range(1, 4 + index)}
+    return scores
 
 
 def queued(session: Session, actor: Actor, project_id: int, spec: specs.TrainingSpec, name: str, **more: Any) -> Run:
@@ -183,7 +222,7 @@ def measured(
             share = step / max(1, total)
             for index, prompt in enumerate(PROMPTS):
                 text = AFTER[index] if noise.random() < share + 0.05 else BEFORE[index]
-                session.add(RunCompletion(run_id=run.id, step=step, index=index, attempt=run.attempt, prompt=prompt, completion=text, tokens=len(text.split()) + 1, ended=noise.random() < 0.9, rewards={}))  # fmt: skip
+                session.add(RunCompletion(run_id=run.id, step=step, index=index, attempt=run.attempt, prompt=prompt, completion=text, tokens=len(text.split()) + 1, ended=noise.random() < 0.9, rewards=_scores(run.method, index, share)))  # fmt: skip
     metrics.store(session, run.id, run.attempt, points)
     if upto >= 20:
         step = upto // 20 * 20
@@ -237,6 +276,25 @@ def worker(
         )
     )  # fmt: skip
     session.flush()
+
+
+def sampled_runs(session: Session, actor: Actor, project_id: int) -> dict[str, int]:
+    """Three runs of GRPO that differ in their seed, one more with another reward, and a process reward model."""
+    tiny = base_model(session, project_id, "tiny-chat")
+    prompts = version(session, actor, project_id, "sums", RowType.PROMPT_COMPLETION, 400)
+    correct = {"kind": "number", "name": "correct"}
+    good = {"components": [correct, {"kind": "length", "weight": 0.5, "target": 16}]}
+    ids = {}
+    for seed in range(3):
+        spec = demo.grpo(tiny.id, prompts.id, seed=seed, rewards=good)
+        run = measured(session, queued(session, actor, project_id, spec, f"GRPO, seed {seed}"), 80, seed=seed)
+        ids[f"grpo{seed}"] = ended(session, run).id
+    heavier = {"components": [correct, {"kind": "length", "weight": 1, "target": 16}]}
+    spec = demo.grpo(tiny.id, prompts.id, rewards=heavier)
+    ids["heavier"] = measured(session, queued(session, actor, project_id, spec, "GRPO, length 1"), 45, seed=9).id
+    judge = demo.process_reward(tiny.id, prompts.id)
+    ids["process"] = measured(session, queued(session, actor, project_id, judge, "Step judge"), 60, seed=11).id
+    return ids
 
 
 def a_day_of_runs(session: Session, actor: Actor, project_id: int) -> dict[str, int]:

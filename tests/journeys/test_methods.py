@@ -215,3 +215,30 @@ def test_several_seeds_start_at_once(
     page.get_by_role("button", name="Start 3 runs").click()
     page.wait_for_url("**/compare?runs=*")
     expect(page.get_by_role("row", name=re.compile("^seed"))).to_contain_text("2")
+
+
+def test_runs_show_what_decides_and_every_score_of_a_completion(
+    open_page: OpenPage, axe: Axe, sessions: Sessions, engineer: Actor, project: ProjectName
+) -> None:
+    with unit_of_work(sessions) as session:
+        ids = content.sampled_runs(session, engineer, project.id)
+    page = open_page(engineer, f"/runs/{ids['grpo0']}")
+    expect(page.get_by_role("heading", name="Rewards by component")).to_be_visible()
+    expect(page.get_by_text("It learns.")).to_be_visible()
+    unscored = page.locator(".completions tbody tr", has_text="parcel").locator(".score").first
+    expect(unscored).to_have_text("not scored")
+    axe(page)
+    page.goto(f"/runs/{ids['process']}")
+    reliability = page.get_by_role("img", name=re.compile("^Reliability: 5\\d % sure"))
+    expect(reliability).to_be_visible()
+    expect(page.locator(".completions .scores").first).to_contain_text("step 1")
+    axe(page)
+    page.goto(f"/projects/{project.id}/compare?runs={ids['grpo0']},{ids['heavier']}")
+    expect(page.get_by_role("row", name=re.compile("rewards › length › weight"))).to_contain_text("0.5")
+    page.goto(f"/projects/{project.id}/compare?runs={ids['grpo0']},{ids['grpo1']},{ids['grpo2']}")
+    expect(page.get_by_role("columnheader", name="Mean ± spread")).to_be_visible()
+    axe(page)
+    page.goto(f"/projects/{project.id}/runs")
+    page.get_by_label("Method").select_option("Process reward")
+    page.wait_for_url("**method=process_reward*")
+    expect(page.locator("tbody tr")).to_have_count(1)

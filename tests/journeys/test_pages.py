@@ -384,7 +384,7 @@ def test_an_empty_project_says_what_to_do(open_page: OpenPage, axe: Axe, enginee
     expect(page.get_by_role("link", name="Start the first run")).to_be_visible()
     axe(page)
     page.get_by_role("link", name="Start the first run").click()
-    page.get_by_role("link", name=re.compile("Pairs two answers")).click()
+    page.get_by_role("link", name="DPO").click()
     expect(page.get_by_text("There is no model to start from")).to_be_visible()
     page.goto(f"/projects/{project.id}/compare")
     expect(page.get_by_text("No runs yet")).to_be_visible()
