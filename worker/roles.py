@@ -82,6 +82,10 @@ class Roles:
         finally:
             self.policy.critic = self.critic
 
+    def values_own(self) -> list[nn.Parameter]:
+        """What only the value learns with."""
+        return list(self.critic.parameters())
+
     def state(self) -> dict[str, Tensor]:
         """What has been learned besides the policy."""
         return {f"critic.{name}": tensor for name, tensor in self.critic.state_dict().items()}
@@ -173,6 +177,11 @@ class OneBackbone(Roles):
         finally:
             del self.policy.save_pretrained
             self._play(self._on)  # loading changes what is trainable
+
+    def values_own(self) -> list[nn.Parameter]:
+        """The head, and the value's adapter."""
+        adapter = [p for name, p in self.policy.base_model.named_parameters() if _OF_VALUE.search(name)]
+        return [*super().values_own(), *adapter]
 
     def state(self) -> dict[str, Tensor]:
         """The head, and the value's adapter."""

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from backend.runs.events import Note
 from backend.runs.specs import Launch, PPOSpec, ValueHead
 from worker import networks, online, rows
 from worker.experience import Batch, Experience, some, texts_of
@@ -83,6 +84,17 @@ class PPO(online.Online):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         with self.roles.plain():
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def create_optimizer(self, *args: Any, **more: Any) -> torch.optim.Optimizer:
+        """The value's own weights learn at a rate of their own."""
+        optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **more)
+        own = {id(parameter) for parameter in self.roles.values_own()}
+        for group in list(optimizer.param_groups):
+            apart = [parameter for parameter in group["params"] if id(parameter) in own]
+            if apart:
+                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in own]
+                optimizer.add_param_group({**group, "params": apart, "lr": group["lr"] * self.spec.value_rate})
+        return optimizer
 
     def more_state(self) -> dict[str, Any]:
         """What the value has learned."""
@@ -200,6 +212,7 @@ def run(launch: Launch, spec: PPOSpec, report: "Report", stop: "Stop") -> None:
         scorers=roles.scorers(),
     ) as rewards:
         rewards.check(prepared.train)
+        prepared.notes.extend(Note(text=note) for note in rewards.notes())
         config = online.arguments(launch, prepared, group_size=1)
         trainer = PPO(launch, prepared, rewards, roles.policy, tokenizer, config=config, roles=roles)
         training.carry_out(launch, report, stop, trainer, prepared, lambda: trainer.shown(spec.evaluation.completions))

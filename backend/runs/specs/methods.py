@@ -274,6 +274,8 @@ class PPOSpec(OnlineSpec):
     """A value may leave its old prediction by this much."""
     value_weight: float = Field(0.1, ge=0)
     """What the value loss weighs beside the policy loss."""
+    value_rate: float = Field(10, gt=0, le=1000)
+    """How many times the policy's learning rate the value's own weights (its head, backbone or adapter) learn with."""
     whiten_rewards: bool = False
     """Divide the rewards of a rollout by their standard deviation."""
     whiten_advantages: bool = True

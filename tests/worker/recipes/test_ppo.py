@@ -23,6 +23,7 @@ from backend.runs.specs import (
     Checkpoints,
     Evaluation,
     FixedBeta,
+    FullWeights,
     KLPenalty,
     LoRA,
     ModelFolder,
@@ -87,20 +88,19 @@ def reward_adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_it_learns_what_is_rewarded_within_its_divergence(prompts: Path, tmp_path: Path) -> None:
-    """Thirty rollouts of 32: three of ten replies begin politely, then most; by a judge on prompts never sampled."""
-    attempt = run(launch(tmp_path / "run", spec(60, 32, 3e-4, epochs=2), prompts, RowType.PROMPT_ONLY))
+    """Twenty rollouts of 32: three of ten replies begin politely, then most, on prompts that were never sampled."""
+    attempt = run(launch(tmp_path / "run", spec(40, 32, 3e-4, epochs=2), prompts, RowType.PROMPT_ONLY))
     metrics = attempt.metrics()
-    before, after = metrics[0], metrics[60]
+    before, after = metrics[0], metrics[40]
     assert before["eval_reward"] < 0.5
     assert after["eval_reward"] > before["eval_reward"] + 0.3
     assert before["eval_kl"] == pytest.approx(0, abs=1e-6)
     assert 0 < after["eval_kl"] * after["eval_completions/mean_length"] < 10  # nats of a completion
-    assert metrics[59]["val/explained_variance"] > 0.2  # at first the values are 0 and explain nothing
-    assert metrics[1]["val/explained_variance"] == pytest.approx(0, abs=1e-4)
+    assert metrics[1]["val/explained_variance"] == pytest.approx(0, abs=1e-4)  # the values are 0 and explain nothing
     assert metrics[1]["policy/approxkl"] == pytest.approx(0, abs=1e-9)
     every_step = {"loss/policy", "loss/value", "policy/clipfrac", "policy/approxkl", "val/clipfrac", "kl", "entropy"}
     rollout = {"objective/kl", "objective/scores", "objective/rlhf_reward", "kl_coefficient", "reward"}
-    for step in range(1, 61):
+    for step in range(1, 41):
         assert every_step <= set(metrics[step])
         assert (rollout <= set(metrics[step])) == (step % 2 == 1)  # μ = 2: a rollout for every second step
     model = networks.load(attempt.folder / "model")  # as any language model
@@ -309,10 +309,33 @@ class TestRollout:
         assert cared[[0, 1, 3]].tolist() == [1, -1, 0]
         assert cared[2].isnan()
 
+    @pytest.mark.parametrize("weights", [FullWeights(), LoRA(rank=4)], ids=["full", "lora"])
+    @pytest.mark.parametrize("value", [ValueHead(), ValueModel()], ids=["head", "model"])
+    def test_the_value_learns_at_a_rate_of_its_own(self, built: Callable[..., PPO], weights: Any, value: Any) -> None:
+        """Everything that learns is in one group, once; the critic's groups at ten times the rate."""
+        trainer = built(weights=weights, value=value, value_rate=10)
+        groups = trainer.create_optimizer().param_groups
+        rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+        assert sum(len(group["params"]) for group in groups) == len(rates)
+        learning = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
+        assert len(rates) == len(learning)
+        for name, parameter in learning.items():
+            own = name.startswith("critic.") or ".value." in name
+            assert rates[id(parameter)] == pytest.approx(1e-3 if own else 1e-4), name
+
     def test_every_field_is_looked_at_here(self) -> None:
         """Those of all methods are read by the frame; a new field of PPO must be added above."""
         ours = {"value", "kl", "gamma", "gae_lambda", "clip", "value_clip", "value_weight", "whiten_rewards"}
-        ours |= {"whiten_advantages", "sampling", "scores", "batches_per_rollout", "epochs", "rewards", "method"}
+        ours |= {
+            "whiten_advantages",
+            "value_rate",
+            "sampling",
+            "scores",
+            "batches_per_rollout",
+            "epochs",
+            "rewards",
+            "method",
+        }
         shared = {"base_model", "dataset", "weights", "optimization", "evaluation", "checkpoints", "devices"}
         assert set(PPOSpec.model_fields) == ours | shared | {"max_length", "seed"}
 
