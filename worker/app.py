@@ -40,7 +40,7 @@ from backend.embedded import dies_with_parent
 from backend.jobs import REAP_RUNS, RUNS_QUEUE, SWEEP_ARTIFACTS, make_celery
 from backend.live import Bell
 from backend.settings import Settings
-from worker.process import RECIPES, Supervision
+from worker.supervision import RECIPES, Supervision
 
 DRAIN_SECONDS = 40.0
 """A draining worker has ended after this long."""

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from backend.artifacts import Artifacts
 from backend.db import connect, make_sessions
-from worker.process import Supervision, execute_next
+from worker.process import execute_next
+from worker.supervision import Supervision
 
 
 def main() -> None:

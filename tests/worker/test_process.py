@@ -20,11 +20,13 @@ from backend.embedded import wait_until
 from backend.projects.service import ProjectName
 from backend.registry import service as registry
 from backend.runs import leases, metrics, service
-from backend.runs.specs import GRPOSpec
+from backend.runs.specs import DataParallel, GRPOSpec
 from backend.runs.specs.rewards import RewardModelScore, Rewards
 from backend.runs.tables import Run
 from tests.backend.runs.material import Material, hello, make_material, state_of, submit, write_model
-from worker.process import MARK, Supervision, bury_dead, execute_next, is_gone, mark_of, place
+from worker.places import MARK, is_gone, mark_of, place
+from worker.process import bury_dead, execute_next
+from worker.supervision import Supervision
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, str(ROOT / "tests/worker/fake_recipe.py")]
@@ -211,6 +213,31 @@ pathlib.Path(sys.argv[1]).with_name("there.json").write_text(json.dumps(there))
         str(adapter.id): [["adapter_config.json", "adapter_model.safetensors"], ["config.json", "model.safetensors"]],
     }
     assert not (attempt / "models").exists()  # nothing of it stays behind
+
+
+@pytest.mark.slow
+def test_several_processes_are_started_and_one_failure_ends_them(
+    sessions: Sessions, engineer: Actor, material: Material, tmp_path: Path
+) -> None:
+    run_id = submit(sessions, engineer, material, devices=DataParallel(processes=2))
+    script = """
+import os, pathlib, sys, time
+rank = os.environ["RANK"]
+pathlib.Path(sys.argv[1]).with_name("rank" + rank).write_text(os.environ["WORLD_SIZE"])
+time.sleep(0.5)
+if rank == "1":
+    sys.exit("out of luck")
+time.sleep(600)
+"""
+    asked = time.monotonic()
+    how = Supervision(home=tmp_path, command=[sys.executable, "-c", script], **QUICK)
+    assert execute_next(sessions, "gpu-1", how) == "lost"
+    assert time.monotonic() - asked < 90
+    attempt = tmp_path / "runs" / str(run_id) / "a1"
+    assert [(attempt / f"rank{rank}").read_text() for rank in (0, 1)] == ["2", "2"]
+    assert marked(sessions, run_id) == []
+    with sessions() as session:  # and not what torchrun says about it, at length
+        assert (session.get_one(Run, run_id).exit_reason or "").endswith("Its last words: out of luck")
 
 
 @pytest.mark.parametrize("moment", [0, 4, 17, 31])
