@@ -62,9 +62,9 @@ def new_run(session: Session, actor: Actor, project_id: int, method: str, parent
 
 
 def papers(spec: type[specs.TrainingSpec]) -> list[tuple[str, str]]:
-    """(authors and year, arXiv number) of each paper that the spec's sentence names."""
+    """(authors and year, address) of each paper that the spec's sentence names."""
     said = " ".join((spec.__doc__ or "").split())
-    return [(found["words"].strip(), found["number"]) for found in _PAPER.finditer(said)]
+    return [(found["words"].strip(), f"https://arxiv.org/abs/{found['number']}") for found in _PAPER.finditer(said)]
 
 
 def _stock(rows: Sequence[Any]) -> str:

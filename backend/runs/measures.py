@@ -354,6 +354,13 @@ MEANINGS: dict[str, Meaning] = {
     "rewards/unscored": _share(
         "Not scored", "Share of completions that some component could not score.", better="lower"
     ),
+    "sampling/logp_difference": Meaning(
+        "Sampler and trainer apart",
+        "How far the log-probabilities of sampling lie from those of training; above 0.1 the ratio means nothing.",
+        "mean |log π_sampled − log π|",
+        "nats",
+        "lower",
+    ),
     "sampling/rounds": Meaning(
         "Rounds of sampling",
         "How often prompts were sampled until the batch was full of groups with spread.",
@@ -381,6 +388,16 @@ PATTERNS: tuple[tuple[re.Pattern[str], Meaning], ...] = (
         _share(
             "{name}, gate closed", "Share of completions for which the component's gate was closed.", better="neither"
         ),
+    ),
+    (
+        re.compile(r"rewards/(?P<name>[^/]+)/disagreement"),
+        Meaning(
+            "{name}, disagreement", "How far the members of the ensemble lie apart.", "std over members", "", "lower"
+        ),
+    ),
+    (
+        re.compile(r"rewards/(?P<name>[^/]+)/(?P<how>wrong|runtime_error|timeout|memory|output_limit|malformed)"),
+        _share("{name}, {how}", "Share of programs that ended so in the sandbox.", better="lower"),
     ),
     (
         re.compile(r"mse/(?P<name>.+)"),
