@@ -1,7 +1,7 @@
 """The demo project: what a newcomer finds on the first start, made through the same services as everything else.
 
-It brings the tiny base model in ``base/``, demonstrations, preference pairs, held-out prompts and a labeling session
-with completions to compare. It is made once; a project of the same name, renamed or not, is never touched again.
+It brings the tiny base model in ``base/``, rows of every kind, so that each method is one form away, and a labeling
+session with completions to compare. It is made once; a project of the same name, renamed or not, is never touched again.
 """
 
 from pathlib import Path
@@ -25,6 +25,12 @@ BASE_MODEL = "tiny-base"
 DEMONSTRATIONS = "Support and sums, demonstrations"
 PAIRS = "Support tone, scripted pairs"
 PROMPTS = "Held-out prompts"
+VOTES = "Support tone, four votes each"
+THUMBS = "Support and sums, thumbs"
+SCORES = "Support and sums, graded"
+STEPS = "Sums, step by step"
+SUMS = "Sums with their answers"
+COMPLAINTS = "Complaints to answer"
 LABELING_SESSION = "Support tone, round 1"
 GUIDELINES = """\
 Which of the two answers would you send to the customer?
@@ -61,6 +67,13 @@ def _make(session: Session, maker: Actor) -> None:
     _dataset(session, maker, project.id, DEMONSTRATIONS, RowType.PROMPT_COMPLETION, corpus.demonstrations(3000, seed=1))
     _dataset(session, maker, project.id, PAIRS, RowType.PREFERENCE, corpus.preference_pairs(3000, seed=1))
     _dataset(session, maker, project.id, PROMPTS, RowType.PROMPT_ONLY, corpus.prompts(200, seed=1))
+    _dataset(session, maker, project.id, VOTES, RowType.PREFERENCE, corpus.voted_pairs(3000, seed=1))
+    _dataset(session, maker, project.id, THUMBS, RowType.UNPAIRED, corpus.thumbs(3000, seed=1))
+    _dataset(session, maker, project.id, SCORES, RowType.SCORED, corpus.scored(3000, seed=1))
+    _dataset(session, maker, project.id, STEPS, RowType.STEPWISE, corpus.stepwise(4000, seed=1))
+    _dataset(session, maker, project.id, SUMS, RowType.PROMPT_ONLY, corpus.sums(2000, seed=1))
+    complaints = corpus.prompts(1000, seed=2, side="train", share_sums=0.0)
+    _dataset(session, maker, project.id, COMPLAINTS, RowType.PROMPT_ONLY, complaints)
     labeling.create_session(
         session,
         maker,

@@ -29,7 +29,7 @@ def test_the_demo_project_is_made_once_and_has_everything_a_first_run_needs(
         assert model.name == seed.BASE_MODEL
         assert model.parameters > 300_000
         types = {version.row_type for version in datasets.list_project_versions(session, anybody, project_id)}
-        assert types == {"prompt_completion", "preference", "prompt_only"}
+        assert types == {"prompt_completion", "preference", "unpaired", "prompt_only", "scored", "stepwise"}
         ((session_made, judged),) = labeling.list_sessions(session, anybody, project_id)
         assert session_made.name == seed.LABELING_SESSION
         assert judged == 0
