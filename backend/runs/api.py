@@ -329,6 +329,7 @@ def list_workers(actor: Viewer, session: UnitOfWork) -> dict[str, Any]:
                 "silent_seconds": silent,
                 "runs": [run.id for run in runs if actor.may(Permission.VIEW, run.project_id)],
                 "version": worker.version,
+                "sandbox": worker.sandbox,
             }
         )
     return {"items": items, "next": None}

@@ -229,6 +229,15 @@ class Host:
 GIB = 2**30
 
 
+def _sandbox(told: dict[str, Any] | None) -> str:
+    """What the worker's last self-test said of its sandbox; empty before the first."""
+    if told is None:
+        return ""
+    return (
+        f", sandbox: {told['tier']}" if told["tier"] else f", no sandbox: {told.get('reason', 'its self-test failed')}"
+    )
+
+
 def _host(one: readout.Speaking, actor: Actor) -> Host:
     worker = one.worker
     seen = [run for run in one.runs if actor.may(Permission.VIEW, run.project_id)]
@@ -238,7 +247,7 @@ def _host(one: readout.Speaking, actor: Actor) -> Host:
     device = ", ".join(str(card.get("name", "GPU")) for card in worker.devices) or "CPU"
     return Host(
         name=worker.name,
-        sub=f"{worker.host}, version {worker.version}",
+        sub=f"{worker.host}, version {worker.version}{_sandbox(worker.sandbox)}",
         heard_seconds=one.heard_seconds,
         silent=one.silent,
         draining=worker.draining,
