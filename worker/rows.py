@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from backend.datasets.rows import COLUMNS, Row, RowType
 from backend.runs.events import Note
-from backend.runs.specs import Evaluation, Launch, OnlineSpec
+from backend.runs.specs import HeldOut, Launch, OnlineSpec
 from worker.encoding import IGNORED as IGNORED
 from worker.encoding import Encoder as Encoder
 from worker.encoding import Pair as Pair
@@ -415,7 +415,7 @@ def _packed(values: list[Any]) -> pa.Array:
     return array.cast(narrow.get(array.type, array.type))
 
 
-def _prompts(encoder: Encoder, held_out: Dataset, evaluation: Evaluation) -> list[Prompt]:
+def _prompts(encoder: Encoder, held_out: Dataset, evaluation: HeldOut) -> list[Prompt]:
     """The first held-out prompts that leave room for a completion."""
     prompts: dict[str, Prompt] = {}
     for row in held_out:

@@ -32,10 +32,12 @@ _TINY: dict[str, Any] = {
     "optimization.batch_size": 32,
     "optimization.warmup_steps": 5,
     "evaluation.max_rows": 128,
-    "evaluation.max_new_tokens": 48,
     "max_length": 128,
 }
 """What the tiny model of the demo takes about a minute for on two CPU cores; a test holds it equal to the demo's specs."""
+
+_TINY_TEXTS: dict[str, Any] = {"evaluation.max_new_tokens": 48}
+"""Besides, for methods whose model is asked for texts only at evaluations."""
 
 _LARGE: dict[str, Any] = {
     "optimization.steps": 500,
@@ -195,8 +197,8 @@ _TINY_PPO: dict[str, Any] = (
 _ONE_BACKBONE = {"weights": {"kind": "lora"}, "value": {"kind": "model"}}
 
 PRESETS: dict[str, tuple[PresetGroup, ...]] = {
-    "sft": (_rates(80, 5e-4, 5e-3, 2e-4),),
-    "reward": (_rates(60, 5e-4, 2e-3, 1e-4),),
+    "sft": (_rates(80, 5e-4, 5e-3, 2e-4, **_TINY_TEXTS),),
+    "reward": (_rates(60, 5e-4, 2e-3, 1e-4, **_TINY_TEXTS),),
     "attribute_reward": (_rates(100, 1e-3, 2e-3, 1e-4),),
     "process_reward": (
         _rates(
@@ -220,14 +222,15 @@ PRESETS: dict[str, tuple[PresetGroup, ...]] = {
                 "optimization.learning_rate": 2e-4,
                 "beta": 0.5,
                 "loss": {"kind": "sigmoid", "sft_weight": 1},
-            },
+            }
+            | _TINY_TEXTS,
             {"optimization.learning_rate": 1e-3},
             {"optimization.learning_rate": 5e-6, "beta": 0.1},
         ),
     ),
-    "kto": (_rates(120, 2e-4, 1e-3, 5e-6, beta=1),),
-    "orpo": (_rates(120, 3e-4, 2e-3, 8e-6, odds_weight=0.3),),
-    "simpo": (_rates(120, 2e-4, 1e-3, 1e-6, sft_weight=0.5),),
+    "kto": (_rates(120, 2e-4, 1e-3, 5e-6, beta=1, **_TINY_TEXTS),),
+    "orpo": (_rates(120, 3e-4, 2e-3, 8e-6, odds_weight=0.3, **_TINY_TEXTS),),
+    "simpo": (_rates(120, 2e-4, 1e-3, 1e-6, sft_weight=0.5, **_TINY_TEXTS),),
     "ppo": (
         PresetGroup(
             "Size",

@@ -248,8 +248,7 @@ class SpecForm extends HTMLElement implements Form {
     const online = "rewards" in (this.#shape.root.properties ?? {});
     this.#nodes = this.#shape.nodes(this.#shape.root, this.#values, this.#first);
     // What belongs to a card of a list is drawn by the list.
-    // Methods that sample write as long at an evaluation as in training.
-    const outside = this.#nodes.filter((node) => !/\.\d+\./.test(`${node.path}.`) && !(online && node.path === "evaluation.max_new_tokens"));
+    const outside = this.#nodes.filter((node) => !/\.\d+\./.test(`${node.path}.`));
     const front = outside.filter((node) => essential(node.path, online) >= 0).sort((a, b) => essential(a.path, online) - essential(b.path, online));
     this.#essential.replaceChildren(
       h(

@@ -3,7 +3,7 @@
 from transformers import PreTrainedTokenizerBase, Trainer
 
 from backend.runs.events import Completion
-from backend.runs.specs import Launch
+from backend.runs.specs import Evaluation, Launch
 from worker.recipes.training import Show
 from worker.report import Stop
 from worker.rows import Prepared
@@ -13,6 +13,7 @@ from worker.sampling import complete
 def written(launch: Launch, trainer: Trainer, prepared: Prepared, stop: Stop) -> Show:
     """Greedy completions of the held-out prompts, the same prompts every time."""
     evaluation = launch.spec.evaluation
+    assert isinstance(evaluation, Evaluation)
 
     def show() -> list[Completion]:
         if not prepared.prompts:

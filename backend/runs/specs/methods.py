@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from backend.runs.specs.parts import FSDP, DeepSpeed, Strict, TrainingSpec
+from backend.runs.specs.parts import FSDP, DeepSpeed, Evaluation, Strict, TrainingSpec
 from backend.runs.specs.rewards import Rewards
 
 # --- supervised --------------------------------------------------------------------------------------------------
@@ -14,6 +14,8 @@ class SFTSpec(TrainingSpec):
     """Supervised fine-tuning: −log π(completion | prompt), averaged over tokens."""
 
     method: Literal["sft"] = "sft"
+    evaluation: Evaluation = Field(default_factory=Evaluation)
+    """What is held out, and how often it is looked at."""
     completion_only: bool = True
     """Only completion tokens count in the loss (of conversations: what the assistant says); off, prompt tokens count too."""
     packing: bool = False
@@ -27,6 +29,8 @@ class RewardSpec(TrainingSpec):
     """Reward model: −log σ(r(chosen) − r(rejected) − margin). Bradley & Terry 1952; Ouyang et al. 2022, arXiv:2203.02155."""
 
     method: Literal["reward"] = "reward"
+    evaluation: Evaluation = Field(default_factory=Evaluation)
+    """What is held out, and how often it is looked at."""
     use_margin: bool = False
     """Subtract the rows' margin from the reward difference (Touvron et al. 2023, arXiv:2307.09288, Eq. 2)."""
     use_probability: bool = False
@@ -92,6 +96,8 @@ class DPOSpec(TrainingSpec):
     """Direct preference optimization: learn from pairs without a reward model."""
 
     method: Literal["dpo"] = "dpo"
+    evaluation: Evaluation = Field(default_factory=Evaluation)
+    """What is held out, and how often it is looked at."""
     loss: Annotated[Sigmoid | IPO | Hinge | Robust, Field(discriminator="kind")] = Field(default_factory=Sigmoid)
     """Which loss is put on the difference of log-ratios."""
     beta: float = Field(0.1, gt=0)
@@ -119,6 +125,8 @@ class KTOSpec(TrainingSpec):
     """Thumbs instead of pairs: each completion is desirable or not. Ethayarajh et al. 2024, arXiv:2402.01306, Eq. 8."""
 
     method: Literal["kto"] = "kto"
+    evaluation: Evaluation = Field(default_factory=Evaluation)
+    """What is held out, and how often it is looked at."""
     beta: float = Field(0.1, gt=0)
     """β, the strength of the KL constraint."""
     desirable_weight: float = Field(1, gt=0)
@@ -139,6 +147,8 @@ class ORPOSpec(TrainingSpec):
     """Imitation and preference in one loss, without a reference: L_SFT − λ·log σ(log odds ratio). Hong et al. 2024, arXiv:2403.07691, Eq. 6."""
 
     method: Literal["orpo"] = "orpo"
+    evaluation: Evaluation = Field(default_factory=Evaluation)
+    """What is held out, and how often it is looked at."""
     odds_weight: float = Field(0.1, ge=0)
     """λ: what the odds ratio weighs beside imitation."""
 
@@ -147,6 +157,8 @@ class SimPOSpec(TrainingSpec):
     """−log σ(β·(log π(chosen)/|chosen| − log π(rejected)/|rejected|) − γ), without a reference. Meng et al. 2024, arXiv:2405.14734, Eq. 6."""
 
     method: Literal["simpo"] = "simpo"
+    evaluation: Evaluation = Field(default_factory=Evaluation)
+    """What is held out, and how often it is looked at."""
     beta: float = Field(2, gt=0)
     """β: scales the difference of mean log-probabilities."""
     gamma: float = Field(0.5, ge=0)

@@ -115,7 +115,7 @@ class DeepSpeed(Strict):
 Devices = Annotated[OneDevice | DataParallel | FSDP | DeepSpeed, Field(discriminator="kind")]
 
 
-class Evaluation(Strict):
+class HeldOut(Strict):
     """Held-out rows: all rows of a prompt stay on one side of the split."""
 
     held_out: float = Field(0.1, gt=0, lt=1)
@@ -126,6 +126,11 @@ class Evaluation(Strict):
     """At most this many held-out rows are used."""
     completions: int = Field(8, ge=0, le=64)
     """Held-out texts to be read at every evaluation: completions that the model writes; for a reward model, pairs with their scores."""
+
+
+class Evaluation(HeldOut):
+    """Held-out rows: all rows of a prompt stay on one side of the split."""
+
     max_new_tokens: int = Field(64, ge=1)
     """Longest completion generated at evaluation."""
 
@@ -150,7 +155,7 @@ class TrainingSpec(Strict):
     """All weights, or a small adapter."""
     optimization: Optimization = Field(default_factory=Optimization)
     """Optimizer, schedule and batch."""
-    evaluation: Evaluation = Field(default_factory=Evaluation)
+    evaluation: HeldOut = Field(default_factory=HeldOut)
     """What is held out, and how often it is looked at."""
     checkpoints: Checkpoints = Field(default_factory=Checkpoints)
     """How often the state is saved."""
