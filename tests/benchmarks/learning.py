@@ -22,9 +22,10 @@ import torch
 
 from backend.datasets.rows import Row, RowType
 from backend.demo import corpus, specs
-from backend.runs.specs import LoRA, ModelFolder, TrainingSpec
+from backend.runs.specs import LoRA, ModelFolder, TrainingSpec, ValueHead, ValueModel
+from backend.runs.specs.rewards import Cautious, Mean, Minimum
 from tests.worker.running import BASE, Attempt, launch, write_rows
-from worker import networks, rows
+from worker import networks, rows, scoring
 from worker.sampling import complete
 
 SEEDS = (0, 1, 2)
@@ -62,6 +63,16 @@ def _pairs(spec: Callable[..., TrainingSpec], **more: Any) -> Line:
 def _sums(spec: Callable[..., TrainingSpec], **more: Any) -> Line:
     data = partial(corpus.sums, 2000, 10)
     return Line("GRPO family", partial(spec, **more), data, RowType.PROMPT_ONLY, "eval_reward", "right sampled")
+
+
+def _ppo(value: ValueHead | ValueModel | None = None, **more: Any) -> Line:
+    def spec(base_model: int, dataset: int, **also: Any) -> TrainingSpec:
+        made = specs.ppo(base_model, dataset, reward_model=2, **more, **also)
+        return made if value is None else made.model_copy(update={"value": value})
+
+    data = partial(corpus.prompts, 1000, 10, side="train", share_sums=0.0)
+    needs = "Reward model, LoRA" if more else "Reward model"
+    return Line("PPO", spec, data, RowType.PROMPT_ONLY, "eval_reward", "polite sampled", needs)
 
 
 LINES: dict[str, Line] = {
@@ -110,6 +121,28 @@ LINES: dict[str, Line] = {
     "DPO": _pairs(specs.dpo),
     "DPO, LoRA": _pairs(specs.dpo, weights=ADAPTER),
     "IPO": _pairs(specs.ipo),
+    "DPO, hinge": _pairs(specs.hinge),
+    "DPO, robust": _pairs(specs.robust),
+    "DPO, soft labels": Line(
+        "offline preference",
+        specs.soft_dpo,
+        partial(corpus.voted_pairs, 3000, 10),
+        RowType.PREFERENCE,
+        ACCURACY,
+        "polite sampled",
+    ),
+    "KTO": Line(
+        "offline preference",
+        specs.kto,
+        partial(corpus.thumbs, 3000, 10),
+        RowType.UNPAIRED,
+        "eval_rewards/margins",
+        "polite sampled",
+    ),
+    "ORPO": _pairs(specs.orpo),
+    "SimPO": _pairs(specs.simpo),
+    "PPO": _ppo(),
+    "PPO, one backbone": _ppo(weights=ADAPTER, value=ValueModel()),
     "GRPO": _sums(specs.grpo),
     "GRPO, LoRA": _sums(specs.grpo, weights=ADAPTER),
     "Dr. GRPO": _sums(specs.dr_grpo),
@@ -143,9 +176,13 @@ def behavior(folder: Path, judged: Judged, count: int = 200) -> float:
     return sum(good) / count
 
 
+def _place(work: Path, name: str, seed: int) -> Path:
+    return work / name.replace(", ", "-").replace(" ", "-").lower() / str(seed)
+
+
 def carry_out(name: str, seed: int, work: Path) -> dict[str, Any]:
     """One run of one row, or what is known of it from before."""
-    folder = work / name.replace(", ", "-").replace(" ", "-").lower() / str(seed)
+    folder = _place(work, name, seed)
     known = folder / "result.json"
     if known.exists():
         return dict(json.loads(known.read_text()))
@@ -153,7 +190,7 @@ def carry_out(name: str, seed: int, work: Path) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     models = {}
     if line.needs:
-        needed = work / line.needs.replace(", ", "-").replace(" ", "-").lower() / str(seed) / "run" / "model"
+        needed = _place(work, line.needs, seed) / "run" / "model"
         adapter = (needed / "adapter_config.json").exists()
         models[2] = ModelFolder(folder=needed, adapter_base=BASE if adapter else None)
     path = write_rows(folder / "rows.parquet", line.data())
@@ -173,7 +210,7 @@ def carry_out(name: str, seed: int, work: Path) -> dict[str, Any]:
     return result
 
 
-def table(names: list[str], results: dict[tuple[str, int], dict[str, Any]], base: dict[str, float]) -> str:
+def table(names: list[str], results: dict[tuple[str, int], dict[str, Any]], base: dict[Judged, float]) -> str:
     """The results as Markdown."""
 
     def spread(values: list[float]) -> str:
@@ -196,6 +233,30 @@ def table(names: list[str], results: dict[tuple[str, int], dict[str, Any]], base
     return "\n".join(text)
 
 
+def ensemble(work: Path) -> str:
+    """How often the three reward models together prefer the better of 400 held-out completions, each by itself beside it."""
+    scorers = [scoring.load_scorer(_place(work, "Reward model", seed) / "run" / "model", field="") for seed in SEEDS]
+    encoder = rows.Encoder(scorers[0].tokenizer, 128)
+    pairs = corpus.preference_pairs(400, 7, side="held_out")
+    texts = {
+        side: encoder.pairs([row["prompt"] for row in pairs], [row[side] for row in pairs])
+        for side in ("chosen", "rejected")
+    }
+    said = {side: [[one.score or 0.0 for one in scorer.scores(texts[side])] for scorer in scorers] for side in texts}
+
+    def accuracy(chosen: list[float], rejected: list[float]) -> float:
+        return statistics.mean(a > b for a, b in zip(chosen, rejected, strict=True))
+
+    alone = [accuracy(a, b) for a, b in zip(said["chosen"], said["rejected"], strict=True)]
+    together = {
+        how.kind: accuracy(scoring.agree(said["chosen"], how), scoring.agree(said["rejected"], how))
+        for how in (Mean(), Minimum(), Cautious())
+    }
+    return "Ensemble of the three reward models: " + ", ".join(
+        [f"alone {' / '.join(f'{one:.3f}' for one in alone)}", *(f"{how} {one:.3f}" for how, one in together.items())]
+    )
+
+
 def main() -> None:
     """Fill the table and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -211,8 +272,10 @@ def main() -> None:
     with ThreadPoolExecutor(given.jobs) as pool:
         for wave in (list(dict.fromkeys(needed)), [name for name in names if name not in needed]):
             asked = [(name, seed) for name in wave for seed in SEEDS[: given.seeds]]
-            results |= dict(zip(asked, pool.map(lambda one: carry_out(*one, given.work), asked), strict=True))
+            results |= dict(zip(asked, pool.map(lambda one: carry_out(one[0], one[1], given.work), asked), strict=True))
     print(table(names, results, base), flush=True)
+    if all((_place(given.work, "Reward model", seed) / "result.json").exists() for seed in SEEDS):
+        print(f"\n{ensemble(given.work)}", flush=True)
 
 
 if __name__ == "__main__":
