@@ -128,6 +128,10 @@ def test_what_was_expected_in_json_has_one_kind_of_sequence_and_text_keys() -> N
     assert not equal((1, 2), [1, True], tolerance=0, loose=True)
 
 
+def test_a_key_too_long_for_decimal_text_is_a_wrong_answer_and_ends_nothing() -> None:
+    assert not equal({10**5000: 1}, {"a": 1}, tolerance=0, loose=True)
+
+
 # --- answers ------------------------------------------------------------------------------------------------------------------------
 
 
@@ -151,7 +155,7 @@ def test_answers_are_data(line: str, value: Any) -> None:
     "line",
     [
         "", "ready", "NaN", "1e999", "[" * 100_000, "[1", '{"tuple":1}', '{"set":[[1]]}', '{"dict":[1]}', '{"int":"x"}', '{"float":"1"}',
-        '{"tuple":[1],"set":[]}', "{}", '{"eval":"1"}', '{"object":["x"]}', "9" * 5000, "[" * 200 + "]" * 200,
+        '{"tuple":[1],"set":[]}', "{}", '{"eval":"1"}', '{"object":["x"]}', "9" * 5000, '{"complex":[' + "9" * 400 + ",0]}", "[" * 200 + "]" * 200,
     ],
 )  # fmt: skip
 def test_what_is_no_answer_is_malformed(line: str) -> None:
