@@ -45,10 +45,10 @@ def adaptive_beta(beta: float, kl: float, *, target: float, horizon: int, comple
     """β·(1 + e·n/N) with e = clip(KL/target − 1, ±0.2): the next β. Ziegler et al. 2019, arXiv:1909.08593, Sec. 2.2.
 
     *kl* and *target* are nats per completion, n = *completions* since the last update, N = *horizon*; the paper's
-    K_β = 0.1 is n/N.
+    K_β = 0.1 is n/N. A horizon shorter than n counts as n: beyond 5 the next β would be negative, and divergence paid for.
     """
     error = min(max(kl / target - 1, -0.2), 0.2)
-    return beta * (1 + error * completions / horizon)
+    return beta * (1 + error * min(completions / horizon, 1))
 
 
 # --- means over what counts --------------------------------------------------------------------------------------

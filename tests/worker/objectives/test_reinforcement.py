@@ -96,6 +96,9 @@ class TestAdaptiveBeta:
     def test_no_error_counts_for_more_than_a_fifth(self, kl: float, factor: float) -> None:
         assert rl.adaptive_beta(1, kl, target=6, horizon=640, completions=64) == pytest.approx(factor)
 
+    def test_a_horizon_shorter_than_a_rollout_never_turns_the_penalty_into_a_reward(self) -> None:
+        assert rl.adaptive_beta(1, 0, target=6, horizon=1, completions=64) == pytest.approx(0.8)
+
 
 class TestAverage:
     values = torch.tensor([[1.0, 2.0, 3.0], [6.0, 100.0, 100.0]])
