@@ -2,7 +2,6 @@
 
 import ctypes
 import gc
-import math
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from backend.runs.specs import Adapter, TrainingSpec
+from backend.runs.specs import Adapter, OnlineSpec, TrainingSpec
 from worker.report import SpecCannotWork
 
 
@@ -71,8 +70,17 @@ def advice(spec: TrainingSpec, *, longest: int, fits: list[Fits], trainable: int
     """
     how = spec.optimization
     has = f" of {_size(total)}" if (total := there_is()) else ""
-    said = f"{how.batch_size} of the longest rows ({longest} tokens) do not fit into memory"
-    shorter = f"lower max_length (the longest row has {longest} tokens; half of it takes about half)"
+    if isinstance(spec, OnlineSpec):
+        new = spec.sampling.max_new_tokens
+        said = (
+            f"{how.batch_size} completions of the longest prompts ({longest} tokens with them) do not fit into memory"
+        )
+        shorter = f"lower sampling.max_new_tokens ({new} of the {longest} tokens are the completion's)"
+        too_long = "sampling.max_new_tokens"
+    else:
+        said = f"{how.batch_size} of the longest rows ({longest} tokens) do not fit into memory"
+        shorter = f"lower max_length (the longest row has {longest} tokens; half of it takes about half)"
+        too_long = "max_length"
     knobs = []
     if fits:
         best = fits[0]
@@ -83,9 +91,10 @@ def advice(spec: TrainingSpec, *, longest: int, fits: list[Fits], trainable: int
                 slope = (best.peak - fits[1].peak) / (best.rows - fits[1].rows)
             if slope > 0:
                 said += f", so {how.batch_size} need about {_size(best.peak + slope * (how.batch_size - best.rows))}"
-        steps = math.ceil(how.batch_size * how.accumulation / best.rows)
+        effective = how.batch_size * how.accumulation
+        rows = next(n for n in range(best.rows, 0, -1) if effective % n == 0)  # groups of completions stay whole
         knobs.append(
-            f"lower the batch size to {best.rows} and raise accumulation to {steps} (the same effective batch)"
+            f"lower the batch size to {rows} and raise accumulation to {effective // rows} (the same effective batch)"
         )
         knobs.append(shorter)
     else:
@@ -96,7 +105,7 @@ def advice(spec: TrainingSpec, *, longest: int, fits: list[Fits], trainable: int
         knobs.append(f"train an adapter: gradients and optimizer state of all weights take {state}")
     remedy = ", or ".join(knobs)
     return SpecCannotWork(
-        said, remedy=f"{remedy[0].upper()}{remedy[1:]}.", field="optimization.batch_size" if fits else "max_length"
+        said, remedy=f"{remedy[0].upper()}{remedy[1:]}.", field="optimization.batch_size" if fits else too_long
     )
 
 

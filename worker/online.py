@@ -39,7 +39,7 @@ from worker.experience import (
 from worker.forward import Texts
 from worker.objectives.reinforcement import adaptive_beta, kl_estimate
 from worker.reading import Reading
-from worker.recipes import training
+from worker.recipes import probe, training
 from worker.report import SpecCannotWork, StopRequested
 from worker.rewards import Composition, Measured, Rollout, Scores, combine
 from worker.rollouts import Written, fitting, sample
@@ -174,6 +174,39 @@ class Online(Reading):
 
     def load_more_state(self, state: dict[str, Any]) -> None:
         """Take back :meth:`more_state`."""
+
+    # --- what fits into memory -------------------------------------------------------------------------------------
+
+    def longest_batch(self, rows: int) -> Batch:
+        """*rows* completions of the longest prompts, none of which ended: no pass can have to read more."""
+        size = self.num_generations
+        lengths = probe.lengths(self.prompts.select_columns(["prompt_ids"]))
+        longest = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+        asked = [self.prompts[longest[i % len(longest)]] for i in range(-(-rows // size))]  # whole groups
+        each = [row for row in asked for _ in range(size)]
+        pad, length = self._tokenizer.pad_token_id, self.max_completion_length
+        written = [Written([pad] * length, [0.0] * length, ended=False)] * len(each)
+        device = self.args.device
+        texts = Collected(each, written, Measured([], {})).texts(pad, device)
+        nothing = torch.zeros(texts.completion_ids.shape, device=device)
+        with self.apart():
+            old = self.remembered(texts) if self.needs_old_logps else None
+        scores, ended = nothing[:, 0], torch.zeros(len(each), dtype=torch.bool, device=device)
+        experience = Experience(texts, texts.completion_mask, scores, ended, old, ref_logps=nothing)
+        batch = {
+            **named(texts),
+            "counts": texts.completion_mask,
+            "ref_logps": nothing,
+            "sampled_logps": nothing,
+            **({"old_logps": old} if old is not None else {}),
+            **self.learn_from(experience),
+        }
+        part = {name: tensor[:rows] for name, tensor in batch.items()}
+        return part | self._totals(part["counts"])
+
+    def longest_row(self) -> int:
+        """Tokens of the longest prompt and the longest completion that may follow it."""
+        return max(probe.lengths(self.prompts.select_columns(["prompt_ids"]))) + int(self.max_completion_length)
 
     # --- the rollout -----------------------------------------------------------------------------------------------
 

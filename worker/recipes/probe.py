@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import torch
 from transformers import TrainerCallback
 
-from backend.runs.specs import DeepSpeed
+from backend.runs.specs import DeepSpeed, OnlineSpec
 from worker import memory, ranks
 from worker.memory import Fits
 
@@ -49,7 +49,9 @@ class Probe(TrainerCallback):
         spec = trainer.launch.spec
         if isinstance(spec.devices, DeepSpeed):  # its engine counts every backward pass as part of a step
             return
-        size = min(spec.optimization.batch_size, len(trainer.train_dataset))
+        size = spec.optimization.batch_size
+        if not isinstance(spec, OnlineSpec):  # of a prompt there may be any number of completions
+            size = min(size, len(trainer.train_dataset))
         if self._fits(size) is not None:
             return
         fits: list[Fits] = []
@@ -77,9 +79,6 @@ class Probe(TrainerCallback):
 
     def _twice(self, rows: int) -> None:
         trainer = self.trainer
-        batch = trainer.longest_batch(rows)
-        if batch is None:
-            return
         model: Any = trainer.model
         kept = {name: copy.deepcopy(getattr(trainer, name)) for name in _COUNTED if hasattr(trainer, name)}
         moments = [] if trainer.optimizer is None or trainer.optimizer.state else [
@@ -87,6 +86,7 @@ class Probe(TrainerCallback):
         ]  # fmt: skip
         model.train()
         try:
+            batch = trainer.longest_batch(rows)
             with trainer.apart():
                 for _ in range(2):
                     inputs = trainer._prepare_input(dict(batch))

@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from backend.runs.events import Checkpoint, Completion, Completions, Finished, Note, Started
-from backend.runs.specs import FSDP, Adapter, DeepSpeed, Launch, OnlineSpec, TrainingSpec
+from backend.runs.specs import FSDP, Adapter, DeepSpeed, Launch, TrainingSpec
 from worker import devices, networks, ranks
 from worker.recipes.probe import Probe, lengths
 from worker.report import Report, SpecCannotWork, Stop, StopRequested
@@ -113,13 +113,11 @@ class Frame(Trainer):
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             yield
 
-    def longest_batch(self, rows: int) -> dict[str, Any] | None:
-        """The inputs of a loss over the *rows* longest rows, for the probe; ``None`` where rows say nothing of it.
+    def longest_batch(self, rows: int) -> dict[str, Any]:
+        """The inputs of a loss over the *rows* longest rows, for the probe.
 
         A method that samples overrides it: prompts are not what its loss is taken over.
         """
-        if isinstance(self.launch.spec, OnlineSpec):
-            return None
         learned: Any = self._remove_unused_columns(self.train_dataset, "training")
         longest = sorted(enumerate(lengths(learned)), key=lambda row: (-row[1], row[0]))[:rows]
         collate: Any = self.data_collator

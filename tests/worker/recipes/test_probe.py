@@ -12,19 +12,46 @@ import torch
 from safetensors.torch import load_file
 
 from backend.datasets.rows import RowType
-from backend.runs.specs import Checkpoints, Evaluation, LoRA, Optimization, SFTSpec
-from tests.worker.recipes.conftest import SPECS, World
+from backend.runs.specs import (
+    Checkpoints,
+    Evaluation,
+    GRPOSpec,
+    LoRA,
+    Optimization,
+    PPOSpec,
+    Sampling,
+    SFTSpec,
+    ValueHead,
+    ValueModel,
+)
+from backend.runs.specs.rewards import PatternFormat, Rewards
+from tests.worker.recipes.conftest import SPECS, Case, World
 from tests.worker.running import ROOT, launch, write_rows
 from worker import memory
 from worker.memory import Fits
-from worker.recipes import dpo, sft
+from worker.recipes import dpo, grpo, ppo, sft
 from worker.recipes.probe import Probe
 from worker.report import Report, SpecCannotWork, Stop
+
+ONLINE: dict[str, Any] = {
+    "base_model": 1,
+    "dataset": 1,
+    "max_length": 96,
+    "rewards": Rewards(components=[PatternFormat(pattern="(I am sorry|Thank you).*")]),
+    "sampling": Sampling(max_new_tokens=24),
+    "optimization": Optimization(batch_size=8, learning_rate=1e-3, schedule="constant"),
+}
+LORA = LoRA(rank=4, dropout=0.2)
+CASES = SPECS | {
+    "grpo": Case("preferences", GRPOSpec(**ONLINE, group_size=4, epochs=2, weights=LORA), frozenset()),
+    "ppo_head": Case("preferences", PPOSpec(**ONLINE, epochs=2, value=ValueHead()), frozenset()),
+    "ppo_one_backbone": Case("preferences", PPOSpec(**ONLINE, weights=LORA, value=ValueModel()), frozenset()),
+}
 
 
 def carry_out(world: World, folder: Path, name: str, **more: Any) -> list[dict[str, Any]]:
     """Three steps in this process; what was said."""
-    case = SPECS[name]
+    case = CASES[name]
     how = {
         "optimization": case.spec.optimization.model_copy(update={"steps": 3}),
         "evaluation": Evaluation(every_steps=10, max_rows=8, completions=0),
@@ -34,12 +61,13 @@ def carry_out(world: World, folder: Path, name: str, **more: Any) -> list[dict[s
     (folder / "checkpoints").mkdir(parents=True)
     at = world.launch(folder, case)
     with Report(folder / "events.jsonl") as report:
-        {"sft": sft, "dpo": dpo}[at.spec.method].run(at, at.spec, report, Stop())  # type: ignore[arg-type]
+        recipe: Any = {"sft": sft, "dpo": dpo, "grpo": grpo, "ppo": ppo}[at.spec.method]
+        recipe.run(at, at.spec, report, Stop())
     return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sft_lora", "dpo"])
+@pytest.mark.parametrize("name", ["sft_lora", "dpo", "grpo", "ppo_head", "ppo_one_backbone"])
 def test_it_leaves_no_trace(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """With dropout in the adapter: one random number more or less would change every loss after it."""
     asked: list[int] = []
@@ -49,7 +77,10 @@ def test_it_leaves_no_trace(world: World, tmp_path: Path, monkeypatch: pytest.Mo
     assert asked == [8]
     monkeypatch.setattr(Probe, "on_train_begin", lambda *_, **__: None)
     plain = carry_out(world, tmp_path / "plain", name)
-    assert [event | {"at": 0} for event in probed] == [event | {"at": 0} for event in plain]
+    for event in [*probed, *plain]:
+        event["at"] = ""
+        event.get("values", {}).pop("step_time", None)
+    assert probed == plain
     (weights,) = (tmp_path / "plain" / "model").glob("*.safetensors")
     ours = load_file(tmp_path / "probed" / "model" / weights.name)
     for key, tensor in load_file(weights).items():
@@ -77,6 +108,46 @@ def test_the_longest_rows_are_tried(world: World, tmp_path: Path, monkeypatch: p
     assert refused.value.reason.startswith("optimization.batch_size: 8 of the longest rows")
     assert "lower the batch size to 2 and raise accumulation to 4" in str(refused.value.remedy).lower()
     assert "train an adapter" in str(refused.value.remedy)
+
+
+@pytest.mark.slow
+def test_completions_are_as_long_as_they_may_become(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The longest prompts, four completions each; 8 do not fit, nor do 4, and groups of 4 stay whole at 2 × 4."""
+    seen: list[dict[str, torch.Tensor]] = []
+    honest = grpo.GRPO._compute_loss
+
+    def small_device(self: Any, model: Any, inputs: Any) -> torch.Tensor:
+        seen.append(inputs)
+        if len(inputs["counts"]) > 3:
+            raise torch.OutOfMemoryError("tried to allocate 20 GiB")
+        return honest(self, model, inputs)
+
+    monkeypatch.setattr(grpo.GRPO, "_compute_loss", small_device)
+    with pytest.raises(SpecCannotWork) as refused:
+        carry_out(world, tmp_path, "grpo")
+    assert [len(inputs["counts"]) for inputs in seen] == [8, 4, 2, 2, 1, 1]
+    full = seen[0]
+    assert full["completion_mask"].tolist() == [[1] * 24] * 8
+    rows = [row[mask.bool()].tolist() for row, mask in zip(full["prompt_ids"], full["prompt_mask"], strict=True)]
+    assert rows[:4] == [rows[0]] * 4
+    assert rows[4:] == [rows[4]] * 4
+    assert rows[0] != rows[4]
+    assert len(rows[0]) >= len(rows[4])
+    longest = len(rows[0]) + 24
+    assert refused.value.reason.startswith(f"optimization.batch_size: 8 completions of the longest prompts ({longest} ")
+    assert "lower the batch size to 2 and raise accumulation to 4" in str(refused.value.remedy).lower()
+    assert f"lower sampling.max_new_tokens (24 of the {longest} tokens" in str(refused.value.remedy)
+
+
+def test_the_advised_batches_make_whole_groups() -> None:
+    """12 completions a step in groups of 6: 5 would fit, but 5 is no part of 12; 4 × 3 is."""
+    spec = GRPOSpec(**{**ONLINE, "optimization": Optimization(batch_size=12)}, group_size=6)
+    said = memory.advice(spec, longest=40, fits=[Fits(5, None)], trainable=1)
+    assert "batch size to 4 and raise accumulation to 3" in str(said.remedy)
+    alone = memory.advice(spec, longest=40, fits=[], trainable=1)
+    assert alone.reason.startswith("sampling.max_new_tokens: 12 completions")
 
 
 def test_what_it_would_take_is_estimated() -> None:
