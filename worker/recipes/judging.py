@@ -41,10 +41,12 @@ class Judge(training.Frame):
         raise NotImplementedError
 
     def keep(self, **found: Tensor) -> None:
-        """Of a held-out batch: a tensor (B, …) for each name, of the same width in every batch."""
+        """Of a held-out batch: a tensor (B, …) for each name, of the same width in every batch.
+
+        Nothing is gathered: of several processes each sees all held-out rows (:meth:`training.Frame.get_eval_dataloader`).
+        """
         for name, values in found.items():
-            gathered = self.accelerator.gather_for_metrics(values.detach().contiguous())
-            self._kept[name].append(gathered.double().cpu())
+            self._kept[name].append(values.detach().double().cpu())
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """See :class:`training.Frame`."""

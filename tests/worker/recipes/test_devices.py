@@ -45,8 +45,9 @@ def small(name: str, *, processes: int, steps: int = 6, **more: Any) -> Case:
     return case._replace(spec=case.spec.model_copy(update=how | more))
 
 
-PER_TOKEN = ("logits/", "entropy", "mean_token_accuracy")
-"""Of pairs TRL averages these over the tokens of a batch and then over batches, and two batches have other averages."""
+PER_TOKEN = ("logits/", "entropy", "mean_token_accuracy", "min_reward", "max_reward")
+"""Of pairs TRL averages these over the tokens of a batch (extremes: takes them of a batch) and then over batches, and two
+batches have other averages."""
 
 
 def curve(attempt: Attempt) -> dict[int, dict[str, float]]:
@@ -58,7 +59,7 @@ def curve(attempt: Attempt) -> dict[int, dict[str, float]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sft", "dpo"])
+@pytest.mark.parametrize("name", ["sft", "dpo", "reward"])
 def test_two_processes_have_the_curve_of_one(world: World, tmp_path: Path, name: str) -> None:
     one = run(world.launch(tmp_path / "one", small(name, processes=1)))
     two = run(world.launch(tmp_path / "two", small(name, processes=2)))
@@ -69,7 +70,9 @@ def test_two_processes_have_the_curve_of_one(world: World, tmp_path: Path, name:
         assert told[step].keys() == expected[step].keys()
         assert told[step] == pytest.approx(expected[step], rel=1e-4, abs=1e-4), step
     assert [event["kind"] for event in two.events()] == [event["kind"] for event in one.events()]  # nothing twice
-    assert two.events("completions")[-1]["samples"] == one.events("completions")[-1]["samples"]
+    for mine, theirs in zip(*(attempt.events("completions")[-1]["samples"] for attempt in (one, two)), strict=True):
+        assert theirs.pop("rewards") == pytest.approx(mine.pop("rewards"), abs=1e-4)
+        assert theirs == mine
 
 
 @pytest.mark.slow
