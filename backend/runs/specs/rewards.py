@@ -5,6 +5,7 @@ column's value); then the whole rollout is unscored, never zero.
 """
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
@@ -171,6 +172,8 @@ class JSONFormat(Component):
         within = Registry[Any]().with_resource("", DRAFT202012.create_resource(schema)).resolver()
         for keyword, value in _keywords(schema):
             match keyword, value:
+                case "pattern", str(pattern):
+                    _check_pattern(pattern)
                 case "patternProperties", _:  # its patterns would run on the policy's keys without a limit of time
                     raise ValueError("patternProperties is not checked here; name the properties, or use propertyNames")
                 case (("$ref" | "$dynamicRef"), str(target)):
@@ -183,14 +186,31 @@ class JSONFormat(Component):
 
 def _keywords(schema: Any) -> Iterator[tuple[str, Any]]:
     """Every key of a schema with its value, at any depth."""
-    match schema:
-        case dict():
-            for key, value in schema.items():
-                yield key, value
-                yield from _keywords(value)
-        case list():
-            for value in schema:
-                yield from _keywords(value)
+    waiting = [schema]
+    while waiting:
+        match waiting.pop():
+            case dict() as one:
+                yield from one.items()
+                waiting += one.values()
+            case list() as several:
+                waiting += several
+
+
+_MOST_REPEATS = 100_000
+_COUNTED = re.compile(r"\{\s*(\d+)\s*(?:,[\s\d]*)?\}")  # spaces may be there where (?x) is on
+
+
+def _check_pattern(pattern: str) -> None:
+    """Raises ``ValueError`` if *pattern* is no regular expression, or one that is not compiled in reasonable memory."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"no regular expression: {error.msg} at position {error.pos}") from error
+    except (OverflowError, RecursionError) as error:
+        raise ValueError(f"no regular expression that can be compiled: {error}") from error
+    # what must repeat is written out when it is compiled, before any limit of time holds
+    if math.prod(max(1, int(least)) for least in _COUNTED.findall(pattern)) > _MOST_REPEATS:
+        raise ValueError(f"it repeats something more than {_MOST_REPEATS:,} times, which takes too much memory")
 
 
 class PatternFormat(Component):
@@ -205,10 +225,7 @@ class PatternFormat(Component):
     @field_validator("pattern")
     @classmethod
     def _compiles(cls, pattern: str) -> str:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f"no regular expression: {error.msg} at position {error.pos}") from error
+        _check_pattern(pattern)
         return pattern
 
 
@@ -269,6 +286,10 @@ AnyComponent = (
 )
 
 
+_NEVER_ONE = ProcessScore | LengthTerm | SoftOverlong | RepetitionTerm
+"""Their scores stay below 1: as a gate each would be closed for ever."""
+
+
 class Rewards(Strict):
     """Σ weight · score over the components: the reward of a completion."""
 
@@ -277,6 +298,7 @@ class Rewards(Strict):
 
     @model_validator(mode="after")
     def _names_and_gates(self) -> Self:
+        kinds = dict(self.named())
         names = [name for name, _ in self.named()]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -288,6 +310,10 @@ class Rewards(Strict):
                 )
             if component.only_if and component.only_if not in names[:index]:
                 raise ValueError(f"{name} waits for {component.only_if}, which must come before it")
+            if component.only_if and isinstance(kinds[component.only_if], _NEVER_ONE):
+                raise ValueError(
+                    f"{name} waits for {component.only_if} to score 1, which it never does; wait for a verifier or a format"
+                )
         return self
 
     def named(self) -> Iterator[tuple[str, AnyComponent]]:

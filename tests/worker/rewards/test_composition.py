@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from backend.datasets.rows import RowType
 from backend.runs.specs import GRPOSpec, Launch
@@ -98,6 +99,12 @@ def test_a_closed_gate_never_pays_more_than_an_open_one_with_a_wrong_answer():
 def test_a_gate_or_a_gated_component_without_answer_leaves_the_rollout_unscored():
     spec = rewards(FORMAT, ExactAnswer(name="right", only_if="format"))
     assert totals(spec, said({"format": [None, 0.0, 1.0], "right": [1.0, None, 1.0]})) == [None, None, 2]
+
+
+@pytest.mark.parametrize("gate", [LengthTerm(), RepetitionTerm(), SoftOverlong()])
+def test_a_gate_that_never_opens_is_refused_with_the_spec(gate):
+    with pytest.raises(ValidationError, match="to score 1, which it never does"):
+        rewards(gate, ExactAnswer(only_if=gate.kind))
 
 
 def test_a_gate_may_itself_be_gated():

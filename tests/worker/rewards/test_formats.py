@@ -91,6 +91,7 @@ def test_any_json_fits_the_empty_schema_but_not_infinity():
         ('{"$ref": "#/$defs/none"}', "is not in the schema"),
         ('{"patternProperties": {"^a": {}}}', "patternProperties is not checked here"),
         ('{"pattern": "(a"}', r"at \$\.pattern, '\(a' is not a 'regex'"),
+        ('{"properties": {"a": {"pattern": "a{1000000000}"}}}', "more than 100,000 times"),
     ],
 )
 def test_a_schema_that_cannot_work_is_refused_with_the_spec(schema, said):
@@ -126,3 +127,16 @@ def test_a_pattern_that_would_take_years_has_no_answer(scorer):
     start = time.monotonic()
     assert one(scorer, hostile if isinstance(scorer, Pattern) else f'"{hostile}"') is None
     assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["a{4294967294}", "(?x)a{ 100000000 , }", "(?:(?:a{1000}){1000}){1000}", "a{99999999999}", "(" * 499 + ")" * 499],
+)
+def test_a_pattern_that_fills_the_memory_when_it_is_compiled_is_refused_with_the_spec(pattern):
+    with pytest.raises(ValidationError, match=r"more than 100,000 times|can be compiled"):
+        PatternFormat(pattern=pattern)
+
+
+def test_ordinary_counts_are_taken():
+    assert one(Pattern(PatternFormat(pattern=r"\d{4}-\d{2}-\d{2}: .{1,5000}")), "2024-05-06: yes") == 1
