@@ -36,7 +36,7 @@ class Encoder:
     tokenizer: PreTrainedTokenizerBase
     max_length: int
     counts: Counter[str] = field(default_factory=Counter)
-    """Rows by what happened to them: ``cut``, ``cut_left``, ``dropped``, ``identical``, ``broken`` (a control token)."""
+    """Rows by what happened to them: ``cut`` (not ``dropped`` besides), ``cut_left``, ``identical``, ``broken`` (a control token)."""
 
     def __post_init__(self) -> None:
         specials = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}

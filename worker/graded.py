@@ -21,11 +21,12 @@ def attribute_scores(encoder: Encoder, rows: list[Row], *, attributes: Sequence[
         if all(map(math.isnan, scores)):
             encoder.counts["unscored"] += 1
             continue
-        encoder.counts["cut"] += len(pair.prompt) + len(pair.completion) > encoder.max_length
-        ids = (pair.prompt + pair.completion)[: encoder.max_length]
+        whole = pair.prompt + pair.completion
+        ids = whole[: encoder.max_length]
         if len(ids) <= len(pair.prompt):
             encoder.counts["dropped"] += 1
             continue
+        encoder.counts["cut"] += len(ids) < len(whole)
         columns["input_ids"].append(ids)
         columns["prompt_tokens"].append(len(pair.prompt))
         columns["scores"].append(scores)
@@ -53,10 +54,10 @@ def solutions(encoder: Encoder, rows: list[Row], *, separator: str, first_error_
         wrong = next((n for n, (_, right) in enumerate(told) if not right), len(told))
         labels = [IGNORED if first_error_only and n > wrong else int(right) for n, (_, right) in enumerate(told)]
         kept = sum(end < encoder.max_length for end in ends)
-        encoder.counts["cut"] += kept < len(ends)
         if not kept:
             encoder.counts["dropped"] += 1
             continue
+        encoder.counts["cut"] += kept < len(ends)
         columns["input_ids"].append(ids[: ends[kept - 1] + 1])
         columns["prompt_tokens"].append(len(prompt))
         columns["ends"].append(ends[:kept])

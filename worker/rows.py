@@ -142,11 +142,12 @@ def demonstrations(encoder: Encoder, rows: list[Row], *, completion_only: bool) 
         encoded = [(ids, ids) for ids in encoder.texts([row.get("messages", row.get("text")) for row in rows])]
     columns: Columns = {"input_ids": [], "labels": []}
     for ids, labels in encoded:
-        encoder.counts["cut"] += len(ids) > encoder.max_length
+        cut = len(ids) > encoder.max_length
         ids, labels = ids[: encoder.max_length], labels[: encoder.max_length]
         if all(label == IGNORED for label in labels[1:]):  # the first token has nothing before it to be predicted from
             encoder.counts["dropped"] += 1
             continue
+        encoder.counts["cut"] += cut
         columns["input_ids"].append(ids)
         columns["labels"].append(labels)
     return columns
@@ -219,11 +220,11 @@ def _compared(encoder: Encoder, rows: list[Row]) -> Iterator[tuple[Row, Pair, Pa
             continue
         room = encoder.max_length - min(len(good.prompt), len(bad.prompt))
         cut = max(len(good.completion), len(bad.completion)) > room
-        encoder.counts["cut"] += cut
         good, bad = _cut(good, encoder.max_length), _cut(bad, encoder.max_length)
         if not good.completion or not bad.completion or good == bad:
             encoder.counts["dropped"] += 1
             continue
+        encoder.counts["cut"] += cut
         yield row, good, bad
 
 
@@ -280,11 +281,12 @@ def _labeled(encoder: Encoder, rows: list[Row]) -> Iterator[tuple[Pair, bool]]:
     for row, pair in zip(rows, pairs, strict=True):
         if row["label"] is None:  # it would silently count as a thumb down
             raise SpecCannotWork("a row has no label", remedy="Import the rows again with labels.", field="dataset")
-        encoder.counts["cut"] += len(pair.prompt) + len(pair.completion) > encoder.max_length
+        cut = len(pair.prompt) + len(pair.completion) > encoder.max_length
         pair = _cut(pair, encoder.max_length)
         if not pair.completion:
             encoder.counts["dropped"] += 1
             continue
+        encoder.counts["cut"] += cut
         yield pair, row["label"]
 
 

@@ -8,8 +8,8 @@ With the log-ratios h = log π(chosen)/π_ref(chosen) − log π(rejected)/π_re
     robust   ((1−ε)·L(h) − ε·L(−h))/(1−2ε)                                                Chowdhury et al. 2024
 
 Probabilities: with *use probability* a row counts as p of its pair and 1−p of the pair turned round, for every loss
-and for the likelihood too: p·L(h) + (1−p)·L(−h). Ties: p = 1/2 pulls h to zero; without *use probability* a tie that
-is in the rows is learned as a win of its chosen side. Pairs with identical completions are left out, and said. Margins
+and for the likelihood too: p·L(h) + (1−p)·L(−h). Ties: p = 1/2 pulls h to zero; without *use probability* they are
+left out, and a pair with p < 1/2 changes sides. Pairs with identical completions are left out. All of it is said. Margins
 in the rows are not read.
 
 The reference π_ref is exactly the model the run starts from: beside every step, loaded again for full weights and the
@@ -18,7 +18,7 @@ pass. A resumed run computes it again from the same start.
 
 Columns in: ``prompt``, ``chosen``, ``rejected``, and ``probability`` if asked for. Events out:
 ``rewards/{chosen,rejected,margins,accuracies}`` (β times the log-ratios), ``logps/*``, ``loss``, their ``eval_`` twins,
-and held-out completions (greedy). Accuracy is of what the rows call chosen, whatever their probability.
+and held-out completions (greedy). Accuracy does not ask ties; with p < 1/2 the rejected side is the better one.
 
 Differs from the IPO paper: averaged instead of summed log-ratios, as its authors advise. Left out: TRL's other losses.
 """

@@ -2,7 +2,8 @@
 
 Columns in: ``prompt_ids``, ``chosen_ids``, ``rejected_ids``. Numbers out, under TRL's names: ``rewards/{chosen,rejected,
 margins,accuracies}``, ``logps/{chosen,rejected}`` (summed over the completion, whatever the loss averages, so that
-methods can be compared), ``entropy``, ``num_tokens``. A pair with equal rewards is not a win.
+methods can be compared), ``entropy``, ``num_tokens``. A pair with equal rewards is not a win. Where rows have a
+probability, accuracy is of the decided pairs: ties are not asked, and below 1/2 the rejected side is the better one.
 
 Log-probabilities come from TRL's fused head: of completion tokens only, without keeping the (B, T, V) logits.
 Left out: the load-balancing loss of mixtures of experts.
@@ -93,7 +94,6 @@ def tell(trainer: Any, inputs: Mapping[str, Tensor], sides: Sides, judged: Judge
         "rewards/chosen": judged.chosen,
         "rewards/rejected": judged.rejected,
         "rewards/margins": judged.chosen - judged.rejected,
-        "rewards/accuracies": (judged.chosen > judged.rejected).float(),
         "logps/chosen": sides.chosen.logps,
         "logps/rejected": sides.rejected.logps,
         "entropy": sides.entropy,
@@ -101,6 +101,16 @@ def tell(trainer: Any, inputs: Mapping[str, Tensor], sides: Sides, judged: Judge
     }
     for name, values in numbers.items():
         trainer._metrics[mode][name].append(gather(values.detach()).mean().item())
+    margins = gather((judged.chosen - judged.rejected).detach())
+    if "probability" not in inputs:
+        trainer._metrics[mode]["rewards/accuracies"].append((margins > 0).float().mean().item())
+    elif decided := wins(margins, gather(inputs["probability"])).tolist():  # a number each: batches hold more or fewer
+        trainer._metrics[mode]["rewards/accuracies"] += decided
+
+
+def wins(margins: Tensor, probability: Tensor) -> Tensor:
+    """1 for each decided pair whose margin (B,) is on the better side by its probability (B,), else 0; ties are left out."""
+    return (margins * (probability - 0.5) > 0).float()[probability != 0.5]
 
 
 class WithoutReference(training.Frame):

@@ -6,8 +6,10 @@ Most runs are carried out in this process, which spares the imports; the ones th
 import importlib
 import os
 import signal
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -37,7 +39,7 @@ from backend.runs.specs import (
 )
 from tests.worker.running import BASE, Attempt, launch, write_rows
 from worker import networks, rows
-from worker.recipes import kto
+from worker.recipes import kto, pairs
 from worker.report import Report, SpecCannotWork, Stop
 
 STEPS = 10
@@ -309,6 +311,34 @@ def test_ties_are_left_out_and_what_fewer_prefer_changes_sides() -> None:
     assert (reads.counts["ties"], reads.counts["turned"]) == (0, 0)
 
 
+def test_accuracy_asks_decided_pairs_only() -> None:
+    """Of five pairs the third is a tie and the last is turned: one of four is right, however they lie in batches."""
+    rewards = torch.tensor([1.0, -1.0, 3.0, 0.0, 2.0])
+    known = torch.tensor([1.0, 1.0, 0.5, 1.0, 0.25])
+    assert pairs.wins(rewards, known).tolist() == [1, 0, 0, 0]
+
+    def told(*batches: list[int], certain: bool = False) -> dict[str, list[float]]:
+        found: dict[str, list[float]] = defaultdict(list)
+        trainer = SimpleNamespace(
+            model=SimpleNamespace(training=False),
+            accelerator=SimpleNamespace(gather_for_metrics=lambda values: values),
+            _metrics={"eval": found},
+            _total_train_tokens=0,
+        )
+        for batch in batches:
+            side = pairs.Side(rewards[batch], torch.ones(len(batch)))
+            judged = pairs.Judged(torch.tensor(0.0), rewards[batch], torch.zeros(len(batch)))
+            inputs = {} if certain else {"probability": known[batch]}
+            pairs.tell(trainer, inputs, pairs.Sides(side, side, torch.tensor(0.0)), judged)
+        return found
+
+    for batches in ([0, 1, 2, 3, 4],), ([0, 1, 2], [3, 4]), ([2], [0], [1, 3, 4]):
+        found = told(*batches)["rewards/accuracies"]
+        assert sum(found) / len(found) == 0.25
+    assert "rewards/accuracies" not in told([2])  # nothing but ties: no share
+    assert told([0, 1, 2, 3, 4], certain=True)["rewards/accuracies"] == [pytest.approx(0.6)]
+
+
 def test_pairs_become_two_thumbs() -> None:
     """A pair is a thumb up and one down on the same prompt; thumbs are taken as they are, and cut."""
     pair = corpus.preference_pairs(1, 0)[0]
@@ -323,6 +353,9 @@ def test_pairs_become_two_thumbs() -> None:
     short = encoder(room)
     assert [len(ids) for ids in rows.thumbs(short, alone)["completion_ids"]] == [2, 2]
     assert short.counts["cut"] == 2
+    none = encoder(room - 2)
+    assert rows.thumbs(none, alone)["label"] == rows.thumbs(none, [pair])["label"] == []
+    assert (none.counts["dropped"], none.counts["cut"]) == (3, 0)  # each is said once
     with pytest.raises(SpecCannotWork, match="no label"):
         rows.thumbs(encoder(), [{**alone[0], "label": None}])
 
