@@ -53,18 +53,24 @@ def check_spec(session: Session, actor: Actor, project_id: int, spec: AnySpec) -
     return model, version
 
 
+def methods_of(session: Session, models: Sequence[Model]) -> dict[int, str | None]:
+    """Model → the method of the run that made it; ``None`` for a registered one."""
+    runs = {model.run_id for model in models if model.run_id is not None}
+    methods = {row.id: row.method for row in session.execute(select(Run.id, Run.method).where(Run.id.in_(runs)))}
+    return {model.id: methods.get(model.run_id) if model.run_id is not None else None for model in models}
+
+
 def reward_kinds(session: Session, models: Sequence[Model]) -> dict[int, str]:
     """Reward model → the method that makes its kind: ``reward``, ``attribute_reward`` or ``process_reward``.
 
     The run that made it says so; of a registered one its architecture does (a score for each token, or for the text).
     """
-    runs = {model.run_id for model in models if model.run_id is not None}
-    made = {row.id: row.method for row in session.execute(select(Run.id, Run.method).where(Run.id.in_(runs)))}
+    made_by = methods_of(session, models)
     by_files = {
         model.id: "process_reward" if "TokenClassification" in model.architecture else "reward" for model in models
     }
     return {
-        model.id: method if model.run_id and (method := made.get(model.run_id)) in REWARD_MODELS else by_files[model.id]
+        model.id: method if (method := made_by[model.id]) in REWARD_MODELS else by_files[model.id]
         for model in models
     }
 

@@ -72,10 +72,15 @@ def _stock(rows: Sequence[Any]) -> str:
 
 
 def base_models(session: Session, actor: Actor, project_id: int, method: str) -> list[dict[str, Any]]:
-    """Models that a run of *method* can start from: language models, and for a reward model one of its own kind."""
+    """Models that a run of *method* can start from: language models, and for a reward model one of its own kind.
+
+    The first is what the form offers: SFT starts from a base, the others from what SFT made, else from a base. A model
+    that learned preferences comes after those: runs to be compared would otherwise each start from the one before.
+    """
     found = list(registry.list_models(session, actor, project_id, kind="language", limit=200))
-    if method == "sft":  # the first step of a chain starts from a base; later ones from the newest model
-        found.sort(key=lambda model: model.run_id is not None)
+    made_by = checks.methods_of(session, found)
+    order = (None, "sft") if method == "sft" else ("sft", None)
+    found.sort(key=lambda model: order.index(by) if (by := made_by[model.id]) in order else len(order))
     if method in specs.REWARD_MODELS:
         made = checks.reward_kinds(session, trained := _reward_models(session, actor, project_id))
         found += [model for model in trained if made[model.id] == method]

@@ -1,6 +1,6 @@
 // <spec-form>: the form of a run, built from its spec's JSON schema. A field that means nothing under another choice is not there.
 // The server leaves five JSON blocks beside it: spec-schema, spec-options, spec-presets, spec-start, spec-workers.
-import { fitting, row, type Form, type Options, type VersionOption } from "./form/fields.ts";
+import { fitting, offerGates, row, type Form, type Options, type VersionOption } from "./form/fields.ts";
 import { ready, type Workers } from "./form/ready.ts";
 import { at, plain, put, same, Shape, type Document, type Node, type Schema, type Value } from "./form/schema.ts";
 import { essential, groupOf, idOf, orderOf, type Group } from "./form/words.ts";
@@ -43,6 +43,8 @@ class SpecForm extends HTMLElement implements Form {
   #first: Document = {};
   #preset: Document = {};
   #nodes: Node[] = [];
+  /** The rows that the form chose by itself; what a person chose stays. */
+  #offered = "";
   #refused = new Map<string, string>();
   #form = h("form", { class: "new-run", novalidate: true });
   #essential = h("div");
@@ -65,6 +67,8 @@ class SpecForm extends HTMLElement implements Form {
     this.#preset = structuredClone(this.#first);
     if (this.#start.spec) this.#take(this.#start.spec);
     else for (const group of this.#presets) if (group.presets[0]) this.#apply(group, group.presets[0]);
+    this.#offered = String(this.#first.dataset ?? "");
+    this.#fit();
     const kept = sessionStorage.getItem("imported spec");
     if (kept) {
       sessionStorage.removeItem("imported spec");
@@ -96,8 +100,10 @@ class SpecForm extends HTMLElement implements Form {
 
   set(path: string, value: Value, rebuild = false): void {
     const node = this.#nodes.find((one) => one.path === path);
+    const names = this.#names();
     if (node?.kind === "union") put(this.#values, path, this.#chosen(node, String(value)));
     else put(this.#values, path, value);
+    if (path.endsWith(".name")) this.#renamed(names);
     for (const refused of [...this.#refused.keys()]) if (refused === path || refused.startsWith(`${path}.`)) this.#refused.delete(refused);
     if (rebuild) this.#build();
     else {
@@ -105,6 +111,24 @@ class SpecForm extends HTMLElement implements Form {
       for (const other of this.#nodes) if (other.path === path || path.startsWith("rewards.")) this.#check(other);
       this.#pressed();
       this.#card();
+    }
+  }
+
+  /** What the components of the reward are called. */
+  #names(): string[] {
+    return ((at(this.#values, "rewards.components") ?? []) as Value[]).map((item) => String(at(item, "name") || at(item, "kind")));
+  }
+
+  /** Gates follow the component that they wait for: *before* are the names until now. */
+  #renamed(before: string[]): void {
+    const names = this.#names();
+    const index = before.findIndex((name, place) => name !== names[place]);
+    const [was = "", is = ""] = [before[index], names[index]];
+    const isAlone = before.filter((name) => name === was).length === 1;
+    for (const gate of this.#nodes.filter(({ kind }) => kind === "gate")) {
+      if (isAlone && this.value(gate.path) === was) put(this.#values, gate.path, is);
+      const picker = one<HTMLSelectElement>(`[data-path="${gate.path}"]`, this.#form);
+      if (picker) offerGates(this, gate, picker);
     }
   }
 
@@ -180,6 +204,15 @@ class SpecForm extends HTMLElement implements Form {
       put(this.#preset, path, structuredClone(value));
     }
     this.#refused.clear();
+  }
+
+  /** Of the rows offered, the newest with every column that the rewards read, unless somebody chose others. */
+  #fit(): void {
+    if (this.#start.spec || this.#values.dataset !== this.#offered) return;
+    const nodes = this.#shape.nodes(this.#shape.root, this.#values, this.#first);
+    const needed = nodes.filter(({ kind }) => kind === "column").map(({ path }) => String(this.value(path)));
+    const fits = this.options.versions.find(({ columns }) => needed.every((column) => columns.includes(column)));
+    if (fits) this.#offered = this.#values.dataset = this.#first.dataset = plain(fits.id);
   }
 
   #isChosen(group: PresetGroup, preset: Preset): boolean {
@@ -287,6 +320,7 @@ class SpecForm extends HTMLElement implements Form {
     const id = `preset-${group.name.toLowerCase()}`;
     const choose = (preset: Preset): void => {
       this.#apply(group, preset);
+      this.#fit();
       this.#build();
       one(`[data-group="${group.name}"][data-preset="${preset.name}"]`, this.#form)?.focus();
     };

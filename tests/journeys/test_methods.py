@@ -140,7 +140,9 @@ def test_rewards_are_composed_without_a_mouse(
     page.keyboard.press("Space")
     gated = page.locator("[data-card='rewards.components.1']")
     gated.locator("summary").press("Enter")
-    gated.get_by_label("Only if").select_option("tags")
+    page.locator("#spec-rewards-components-0-name").fill("form")
+    gated.get_by_label("Only if").select_option("form")
+    page.locator("#spec-rewards-components-0-name").fill("thinking")  # the gate follows its component
     page.get_by_role("button", name="Remove Process reward model").press("Enter")
     weight = page.locator("#spec-rewards-components-2-weight")
     weight.fill("0.25")
@@ -149,8 +151,8 @@ def test_rewards_are_composed_without_a_mouse(
     with sessions() as session:
         run = session.get_one(Run, int(page.url.rpartition("/")[2]))
     spec: Any = specs.SPEC.validate_python(run.spec)
-    assert [name for name, _ in spec.rewards.named()] == ["tags", "correct", "length", "reward_model"]
-    assert spec.rewards.components[1].only_if == "tags"
+    assert [name for name, _ in spec.rewards.named()] == ["thinking", "correct", "length", "reward_model"]
+    assert spec.rewards.components[1].only_if == "thinking"
     assert spec.rewards.components[2].weight == 0.25
     assert set(spec.rewards.components[3].models) == {stocked["reward"], stocked["ensemble"]}
 
@@ -184,6 +186,28 @@ def test_what_cannot_work_is_said_at_its_field(
     page.get_by_role("button", name="Reward model", exact=True).click()
     page.get_by_label("tone-rm-2").uncheck()
     expect(page.locator("[data-field='rewards.components.0.models'] .error")).to_contain_text("At least one")
+
+
+def test_the_rows_offered_have_what_the_rewards_read(
+    open_page: OpenPage, sessions: Sessions, engineer: Actor, project: ProjectName, stocked: dict[str, int]
+) -> None:
+    with unit_of_work(sessions) as session:
+        made = datasets.create_dataset(session, engineer, project.id, "newer, without answers").id
+        rows = [{"prompt": f"{n}?"} for n in range(8)]
+        plain = datasets.create_version(
+            session, made, rows, RowType.PROMPT_ONLY, origin={"kind": "import"}, created_by=engineer.person_id
+        ).id
+    page = open_page(engineer, f"/projects/{project.id}/runs/new?method=grpo")
+    expect(page.get_by_role("heading", name="Ready", exact=True)).to_be_visible()
+    rows_offered = page.locator("#spec-dataset")
+    expect(rows_offered).to_have_value(str(stocked["prompt_only"]))
+    page.get_by_role("button", name="Reward model", exact=True).click()
+    expect(rows_offered).to_have_value(str(plain))
+    page.get_by_role("button", name="Instructions", exact=True).click()
+    expect(rows_offered).to_have_value(str(stocked["prompt_only"]))
+    rows_offered.select_option(str(stocked["preference"]))  # a person's choice stays, whatever it lacks
+    page.get_by_role("button", name="Answer", exact=True).click()
+    expect(rows_offered).to_have_value(str(stocked["preference"]))
 
 
 def test_attributes_are_those_of_the_rows(

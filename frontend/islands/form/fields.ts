@@ -57,9 +57,13 @@ export function fitting(options: Options, kind: "models" | "scorer"): ScoringOpt
   return options.reward_models.filter((model) => (model.method === "process_reward") === (kind === "scorer"));
 }
 
+function offered(value: string, options: [string, string][]): HTMLOptionElement[] {
+  return options.map(([name, text]) => h("option", { value: name, selected: name === value }, text));
+}
+
 /** A picker shows what is chosen even where it is no longer offered. */
 function select(id: string, value: string, options: [string, string][], set: (value: string) => void): HTMLSelectElement {
-  const made = h("select", { class: "select", id }, ...options.map(([name, text]) => h("option", { value: name, selected: name === value }, text)));
+  const made = h("select", { class: "select", id }, ...offered(value, options));
   made.addEventListener("change", () => set(made.value));
   return made;
 }
@@ -124,6 +128,17 @@ function before(form: Form, path: string): string[] {
   return (form.value(list) as Value[]).slice(0, Number(index)).map((item) => String(at(item, "name") || at(item, "kind")));
 }
 
+function gates(form: Form, node: Node): [string, string][] {
+  const text = String(form.value(node.path));
+  const names = before(form, node.path);
+  return [["", "always"], ...(text && !names.includes(text) ? [text] : []).concat(names).map((name): [string, string] => [name, `${name} scored 1`])];
+}
+
+/** What a gate offers after another component got another name. */
+export function offerGates(form: Form, node: Node, picker: HTMLSelectElement): void {
+  picker.replaceChildren(...offered(String(form.value(node.path)), gates(form, node)));
+}
+
 function control(form: Form, node: Node, id: string): Child[] {
   const value = form.value(node.path);
   const text = String(value);
@@ -155,10 +170,8 @@ function control(form: Form, node: Node, id: string): Child[] {
       const columns = form.version()?.columns ?? [];
       return [select(id, text, [...(columns.includes(text) ? [] : [[text, `${text} (not there)`] as [string, string]]), ...columns.map((column): [string, string] => [column, column])], set)];
     }
-    case "gate": {
-      const names = before(form, node.path);
-      return [select(id, text, [["", "always"], ...(text && !names.includes(text) ? [text] : []).concat(names).map((name): [string, string] => [name, `${name} scored 1`])], set)];
-    }
+    case "gate":
+      return [select(id, text, gates(form, node), set)];
     case "models":
       return chosenModels(form, node, id);
     case "map":
