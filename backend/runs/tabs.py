@@ -13,7 +13,8 @@ from backend.runs.readout import View
 
 def overview(session: Session, actor: Actor, view: View, keys: Sequence[str], steps: Sequence[int]) -> dict[str, Any]:
     """Before and after, what looks wrong, the decisive charts and the last samples; *keys* and *steps* are what the run has."""
-    decisive = glossary.decisive(view.method, keys)
+    is_going = view.active or view.state == "queued"
+    decisive = glossary.decisive(view.method, {*keys, *views.expected(view.spec)} if is_going else keys)
     wanted = (
         {key for chart in decisive for key, _ in chart.keys}
         | {key for key in keys if meanings.is_held_out(key) or key.endswith("unscored")}

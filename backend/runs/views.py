@@ -174,6 +174,15 @@ def components(spec: specs.TrainingSpec, samples: Iterable[Any]) -> list[str]:
     return [name for name in named if name in found] + [name for name in found if name not in named]
 
 
+def expected(spec: specs.TrainingSpec) -> set[str]:
+    """What a run will measure that its spec names: a page opened before the first point has charts for it already."""
+    if isinstance(spec, specs.OnlineSpec):
+        return {f"rewards/{name}/mean" for name, _ in spec.rewards.named()}
+    if isinstance(spec, specs.AttributeRewardSpec):
+        return {f"eval_pearson/{name}" for name in spec.attributes}
+    return set()
+
+
 def reliability(series: Mapping[str, Series]) -> list[tuple[float, float]]:
     """(confidence, accuracy) of each bin at the last evaluation, least confident first; empty if it was not measured."""
     bins: list[tuple[float, float]] = []

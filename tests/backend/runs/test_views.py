@@ -171,3 +171,14 @@ def test_lineage_is_drawn_inside_its_frame() -> None:
     assert [node.kind for node in graph.nodes] == ["run", "model", "data", "model"]
     assert len(graph.edges) == 3
     assert all(15 <= node.y <= graph.height - 15 for node in graph.nodes)
+
+
+def test_charts_that_the_spec_names_are_there_before_the_first_point() -> None:
+    two = {"components": [{"kind": "pattern", "pattern": "x", "name": "form"}, ANSWER]}
+    grpo = specs.GRPOSpec.model_validate({"base_model": 1, "dataset": 2, "rewards": two})
+    titles = [chart.title for chart in glossary.decisive("grpo", views.expected(grpo))]
+    assert "Rewards by component" in titles
+    graded = specs.AttributeRewardSpec(base_model=1, dataset=2, attributes={"helpful": 1.0})
+    titles = [chart.title for chart in glossary.decisive("attribute_reward", views.expected(graded))]
+    assert "Correlation by attribute" in titles
+    assert not views.expected(SIGMOID)
