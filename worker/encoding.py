@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -142,9 +143,20 @@ class Encoder:
         return whole
 
     def ids(self, texts: Sequence[str], special: bool) -> list[list[int]]:
-        """Token ids of texts; *special*: with the tokens that the tokenizer puts around a plain text."""
+        """Token ids of texts; *special*: with the tokens that the tokenizer puts before a plain text.
+
+        Not with an end token that some put after it: a prompt would end where a completion shall begin, and a
+        completion, whose end is written in its text, would end twice.
+        """
         ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=special)["input_ids"]
-        return ids
+        return [row[:-1] for row in ids] if special and self._ends_texts else ids
+
+    @cached_property
+    def _ends_texts(self) -> bool:
+        """Whether the tokenizer puts its end token after a plain text."""
+        alone, ended = (self.tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+        end = [self.tokenizer.eos_token_id]
+        return bool(ended[-1:] == end and alone[-1:] != end)
 
     def note(self) -> list[Note]:
         """What was counted, in sentences for the run's log."""

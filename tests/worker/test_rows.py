@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
+from tokenizers.processors import TemplateProcessing
 
 from backend.datasets.rowfile import RowWriter
 from backend.datasets.rows import Row, RowType
@@ -347,3 +348,17 @@ def test_columns_of_the_store_come_back_as_they_were(tokenizer: Any, tmp_path: P
     prepared = rows.prompts(at, tokenizer, spec.columns())
     read = {row["prompt"][-1]: row["answer"] for row in [*prepared.train, *prepared.held_out]}
     assert read == {"0": "1", "1": "two", "2": "3.5", "3": '["a",1]', "4": None}
+
+
+def test_a_tokenizer_that_ends_every_text_ends_no_prompt_and_no_completion_twice() -> None:
+    ending = networks.load_tokenizer(BASE)
+    end: int = ending.eos_token_id
+    plain = rows.Encoder(ending, 64)
+    prompt, (whole,) = plain.openings(["hi there"]), plain.pairs(["hi there"], [" yes"])
+    ending.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"$A {ending.eos_token}", special_tokens=[(ending.eos_token, end)]
+    )
+    encoder = rows.Encoder(ending, 64)
+    assert encoder.openings(["hi there"]) == prompt
+    assert encoder.pairs(["hi there"], [" yes"]) == [whole]
+    assert whole.completion.count(end) == 1
