@@ -387,6 +387,8 @@ class Mapper:
             raise BadRow(f"There is nothing under “{winner.column}”.", field="winner")
         if str(said) == str(winner.second):
             row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
+            if "probability" in row:  # that what was mapped to chosen is better
+                row["probability"] = 1 - row["probability"]
             return True
         if str(said) == str(winner.first):
             return True

@@ -161,6 +161,15 @@ def test_ties_can_be_kept_as_a_coin() -> None:
     assert tie == {"prompt": "q", "chosen": "x", "rejected": "y", "probability": 0.5}
 
 
+def test_a_pair_that_is_swapped_takes_its_probability_along() -> None:
+    columns = {"prompt": "q", "chosen": "a", "rejected": "b", "probability": "p"}
+    winner = {"column": "w", "first": "a", "second": "b"}
+    rows = [{"q": "q", "a": "x", "b": "y", "p": p, "w": w} for p, w in ((0.75, "a"), (0.25, "b"))]
+    first, second = (mapped(row, "preference", columns, winner=winner) for row in rows)
+    assert first == {"prompt": "q", "chosen": "x", "rejected": "y", "probability": 0.75}
+    assert second == {"prompt": "q", "chosen": "y", "rejected": "x", "probability": 0.75}
+
+
 @pytest.mark.parametrize("value", [-0.1, 1.5, "likely", True, float("nan")])
 def test_a_probability_lies_between_0_and_1(value: object) -> None:
     columns = {"prompt": "q", "chosen": "a", "rejected": "b", "probability": "p"}
