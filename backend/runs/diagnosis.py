@@ -21,6 +21,8 @@ BASELINES = {
     "process_reward": ("eval_solution_accuracy", ("eval_length_accuracy", "eval_solution_base_rate")),
 }
 """What a reward model must beat to have learned more than the length of a text, or what most rows say."""
+ALWAYS = {"process_reward": "eval_step_base_rate"}
+"""What the deciding figure reaches by always saying the same: rising up to it is not learning."""
 Z = 1.96
 """Standard deviations on both sides that hold 95 % of a normal distribution."""
 
@@ -41,7 +43,7 @@ def diagnose(
     """Everything that the rules say; with the number of held-out rows, shares carry their interval."""
     sound = {key: [(s, v) for s, v in points if math.isfinite(v)] for key, points in series.items()}
     found = list(_not_numbers(series))
-    found += _held_out(DECIDES[method], sound, finished, held_out_rows)
+    found += _held_out(DECIDES[method], sound, finished, held_out_rows, ALWAYS.get(method))
     rules: list[Callable[[Mapping[str, Series]], Finding | None]] = []
     if method == "sft":
         rules.append(_by_heart)
@@ -98,8 +100,10 @@ def _not_numbers(series: Mapping[str, Series]) -> Iterator[Finding]:
             )
 
 
-def _held_out(key: str, series: Mapping[str, Series], finished: bool, rows: int | None) -> Iterator[Finding]:
-    """Whether the deciding held-out figure moved, beyond what chance does to so many rows."""
+def _held_out(
+    key: str, series: Mapping[str, Series], finished: bool, rows: int | None, always: str | None
+) -> Iterator[Finding]:
+    """Whether the deciding held-out figure moved, beyond what chance does to so many rows, and what *always* reaches."""
     points = series.get(key, [])
     known = meaning(key)
     name = f"Held-out {known.name.lower()}"
@@ -123,6 +127,10 @@ def _held_out(key: str, series: Mapping[str, Series], finished: bool, rows: int 
             "Too few rows to tell.",
             f"{went}: with {rows:,} held-out rows, chance alone moves it by {_plain(chance)}.",
             finished,
+        )
+    elif better and always and (base := _values(series, always)) and after <= base[-1] + 1e-6:
+        yield Finding(
+            "It says what most are.", f"{went}, and always saying the same reaches {_plain(base[-1])}.", finished
         )
     elif better:
         yield Finding("It learns.", f"{went}.")

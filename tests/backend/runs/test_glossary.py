@@ -91,6 +91,14 @@ def test_collapse_length_and_dead_groups_are_told() -> None:
     assert "The value model misleads." not in _titles("ppo", {"val/explained_variance": _ramp(-1, 0.9)})
 
 
+def test_steps_of_which_most_are_right_are_not_learned_by_always_saying_so() -> None:
+    rises: dict[str, Series] = {"eval_step_accuracy": [(0, 0.742), (60, 0.91)]}
+    for base, title in ((0.91, "It says what most are."), (0.85, "It learns.")):
+        told = diagnose("process_reward", rises | {"eval_step_base_rate": [(0, base), (60, base)]}, finished=True)
+        assert told[0].title == title
+    assert _titles("process_reward", rises) == ["It learns."]
+
+
 def test_a_reward_model_is_held_to_its_baselines_and_its_probabilities() -> None:
     learned: dict[str, Series] = {
         "eval_accuracy": [(0, 0.5), (60, 0.7)],
