@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -112,11 +113,18 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     def validation_error(request: Request, error: RequestValidationError) -> Response:
-        problems = [{"field": _place(item["loc"]), "message": item["msg"]} for item in error.errors()]
+        problems = [{"field": _place(item, error.body), "message": _message(item)} for item in error.errors()]
         first = problems[0]
         detail = f"{first['field']}: {first['message']}" if first["field"] else first["message"]
         return _answer(
-            request, 422, "invalid", "What was sent does not make sense.", detail, field=first["field"], errors=problems
+            request,
+            422,
+            "invalid",
+            "What was sent does not make sense.",
+            detail,
+            field=first["field"],
+            remedy="Correct it and send again; /api/v1/openapi.json describes every field with its bounds.",
+            errors=problems,
         )
 
     @app.exception_handler(HTTPException)
@@ -149,5 +157,43 @@ def install(app: FastAPI) -> None:
         return _answer(request, 503, "unavailable", title, "Nothing was changed.", remedy="Try again in a moment.")
 
 
-def _place(location: tuple[Any, ...]) -> str:
-    return ".".join(str(part) for part in location if part not in ("body", "query", "path", "header"))
+def _place(item: Mapping[str, Any], body: object) -> str:
+    """The field as it stands in what was sent: ``spec.rewards.components[0].column``.
+
+    Pydantic also names the member of a union that it tried; that is no key of the body. It says nothing of a key that is
+    missing but its name.
+    """
+    location = [part for part in item["loc"] if part not in ("body", "query", "path", "header")]
+    here: object = body if item["loc"][:1] == ("body",) else None
+    said = ""
+    tried = False
+    for place, part in enumerate(location):
+        if isinstance(here, dict):
+            is_member = part in (here.get("kind"), here.get("method")) and not tried
+            is_absent = part not in here and not (item["type"] == "missing" and place == len(location) - 1)
+            if is_member or is_absent:
+                tried = True
+                continue
+        said += f"[{part}]" if isinstance(part, int) else f".{part}"
+        here = here.get(part) if isinstance(here, dict) else _item(here, part)
+        tried = False
+    return said.removeprefix(".")
+
+
+def _item(here: object, part: object) -> object:
+    """An item of a list, if it is one."""
+    return here[part] if isinstance(here, list) and isinstance(part, int) and part < len(here) else None
+
+
+def _message(item: Mapping[str, Any]) -> str:
+    """What pydantic says, in the studio's words where its own name no key of the body."""
+    match item["type"]:
+        case "value_error":
+            said = str(item["msg"]).removeprefix("Value error, ")
+            return said[:1].upper() + said[1:]
+        case "extra_forbidden":
+            return "There is no such field; leave it out or correct its name."
+        case "union_tag_invalid":
+            context = item["ctx"]
+            return f"“{context['tag']}” is none of {context['expected_tags'].replace(chr(39), '')}."
+    return str(item["msg"])

@@ -74,7 +74,29 @@ def test_bad_specs_name_the_field(make_client: MakeClient, engineer: Actor, mate
     for change, field in (({"dataset": 99}, "dataset"), ({"base_model": 99}, "base_model")):
         answer = client.post(path, json={"spec": {**spec, **change}})
         assert (answer.status_code, answer.json()["field"]) == (422, field)
-    assert client.post(path, json={"spec": {**spec, "betta": 1}}).status_code == 422
+    for change, field, words in (
+        ({"betta": 1}, "spec.betta", "There is no such field"),
+        ({"beta": -1}, "spec.beta", "greater than"),
+        ({"optimization": {"steps": 0}}, "spec.optimization.steps", "greater than"),
+        ({"weights": {"kind": "lora", "rank": 0}}, "spec.weights.rank", "greater than"),
+        ({"weights": {"kind": "magic"}}, "spec.weights", "“magic” is none of"),
+        ({"method": "magic"}, "spec", "“magic” is none of sft"),
+    ):
+        refused = client.post(path, json={"spec": {**spec, **change}})
+        problem = refused.json()
+        assert (refused.status_code, problem["field"]) == (422, field), problem
+        assert words in problem["detail"]
+        assert problem["remedy"]
+    del spec["dataset"]
+    assert client.post(path, json={"spec": spec}).json()["field"] == "spec.dataset"
+    components = [{"kind": "number", "column": "answer"}, {"kind": "pattern", "pattern": "("}]
+    grpo = {"method": "grpo", "base_model": 1, "dataset": 1, "rewards": {"components": components}}
+    problem = client.post(path, json={"spec": grpo}).json()
+    assert problem["field"] == "spec.rewards.components[1].pattern"
+    assert "No regular expression" in problem["detail"]
+    components[1] = {"kind": "pattern", "pattern": "x", "name": "number"}
+    problem = client.post(path, json={"spec": grpo}).json()
+    assert problem["field"] == "spec.rewards"
 
 
 def test_pages_of_a_list(sessions: Sessions, make_client: MakeClient, engineer: Actor, material: Material) -> None:
