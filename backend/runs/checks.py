@@ -70,8 +70,7 @@ def reward_kinds(session: Session, models: Sequence[Model]) -> dict[int, str]:
         model.id: "process_reward" if "TokenClassification" in model.architecture else "reward" for model in models
     }
     return {
-        model.id: method if (method := made_by[model.id]) in REWARD_MODELS else by_files[model.id]
-        for model in models
+        model.id: method if (method := made_by[model.id]) in REWARD_MODELS else by_files[model.id] for model in models
     }
 
 
