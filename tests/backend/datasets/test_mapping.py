@@ -164,7 +164,7 @@ def test_ties_can_be_kept_as_a_coin() -> None:
 def test_a_pair_that_is_swapped_takes_its_probability_along() -> None:
     columns = {"prompt": "q", "chosen": "a", "rejected": "b", "probability": "p"}
     winner = {"column": "w", "first": "a", "second": "b"}
-    rows = [{"q": "q", "a": "x", "b": "y", "p": p, "w": w} for p, w in ((0.75, "a"), (0.25, "b"))]
+    rows: list[Row] = [{"q": "q", "a": "x", "b": "y", "p": p, "w": w} for p, w in ((0.75, "a"), (0.25, "b"))]
     first, second = (mapped(row, "preference", columns, winner=winner) for row in rows)
     assert first == {"prompt": "q", "chosen": "x", "rejected": "y", "probability": 0.75}
     assert second == {"prompt": "q", "chosen": "y", "rejected": "x", "probability": 0.75}
