@@ -23,6 +23,13 @@ BASELINES = {
 """What a reward model must beat to have learned more than the length of a text, or what most rows say."""
 ALWAYS = {"process_reward": "eval_step_base_rate"}
 """What the deciding figure reaches by always saying the same: rising up to it is not learning."""
+HOLDS = {
+    "dpo": "A larger β, an SFT weight",
+    "kto": "A larger β",
+    "orpo": "A smaller weight of the odds",
+    "simpo": "An SFT weight",
+}
+"""What keeps the likelihood of chosen texts, besides a smaller learning rate."""
 Z = 1.96
 """Standard deviations on both sides that hold 95 % of a normal distribution."""
 
@@ -47,8 +54,8 @@ def diagnose(
     rules: list[Callable[[Mapping[str, Series]], Finding | None]] = []
     if method == "sft":
         rules.append(_by_heart)
-    if method in ("dpo", "orpo", "simpo", "kto"):
-        rules.append(_chosen_fall)
+    if method in HOLDS:
+        rules.append(partial(_chosen_fall, HOLDS[method]))
     if method in BASELINES:
         rules.append(partial(_only_length, *BASELINES[method]))
     if method in ("reward", "attribute_reward", "process_reward"):
@@ -180,14 +187,17 @@ def _by_heart(series: Mapping[str, Series]) -> Finding | None:
     return Finding("It learns by heart.", f"Training loss still falls, held-out loss rises since step {low[0]}.", True)
 
 
-def _chosen_fall(series: Mapping[str, Series]) -> Finding | None:
+def _chosen_fall(remedy: str, series: Mapping[str, Series]) -> Finding | None:
     # Held-out rows are the same at every evaluation; a training batch is likelier or not by the length of its texts alone.
     chosen = _values(series, "eval_logps/chosen")
     if len(chosen) < 2 or chosen[-1] >= chosen[0] - 0.1 * abs(chosen[0]):
         return None
+    margins = _values(series, "eval_rewards/margins")
+    grows = not margins or margins[-1] > margins[0]
+    why = ": the margin grows by making both texts unlikely" if grows else ", and the margin does not grow with it"
     return Finding(
         "Watch the chosen texts.",
-        f"Their held-out log-probability fell from {_plain(chosen[0])} to {_plain(chosen[-1])} nats: the margin grows by making both texts unlikely. A larger β or an SFT weight holds them.",
+        f"Their held-out log-probability fell from {_plain(chosen[0])} to {_plain(chosen[-1])} nats{why}. {remedy} or a smaller learning rate holds them.",
         True,
     )
 

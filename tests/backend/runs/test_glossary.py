@@ -44,6 +44,16 @@ def test_dpo_warns_when_chosen_texts_become_unlikely() -> None:
     assert "Watch the chosen texts." not in _titles("dpo", {"eval_logps/chosen": [(s, -40.0) for s, _ in fall]})
     # batches differ in the length of their texts: their log-probabilities prove nothing
     assert "Watch the chosen texts." not in _titles("dpo", {"logps/chosen": fall})
+    for method, after, said, remedy in (
+        ("dpo", 1.0, "margin grows", "SFT weight"),
+        ("kto", -1.0, "not grow", "β or a"),
+    ):
+        told = diagnose(
+            method, {"eval_logps/chosen": fall, "eval_rewards/margins": [(0, 0.0), (75, after)]}, finished=True
+        )
+        watch = next(finding for finding in told if finding.title == "Watch the chosen texts.")
+        assert said in watch.text
+        assert remedy in watch.text
 
 
 def test_all_keys_are_charted_training_and_held_out_together() -> None:
