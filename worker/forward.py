@@ -3,6 +3,7 @@
 What the plain pass spends on nothing is left out, and the numbers stay the same up to rounding:
 
  - a prompt that several completions share is read once, and its keys and values serve them all, gradient included;
+ - what is shared too little is read in parts of similar length, prompt and completion side by side without a gap;
  - the vocabulary is only projected to where a completion's token is predicted;
  - where (B, T, V) logits would be large, or a GPU's kernel exists, TRL's tiled head computes them piece by piece.
 """
@@ -18,6 +19,8 @@ from transformers import DynamicCache
 
 _LARGE = 2**26
 """Logits beyond which they are not held all at once: 256 MiB in single precision, about as much again for the gradient."""
+_PASS = 128
+"""Tokens of padding that are cheaper than one more pass."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +70,14 @@ def read(
             logps, spread = _tiled(model, texts, temperature, entropies)
             states = [state[:, texts.prompt_ids.size(1) - 1 : -1] for state in seen]
         elif checkpointed or 4 * len(distinct) > 3 * len(owner):  # too little is shared to be worth a second pass
-            logits = _whole(model, texts)
-            logps, spread = _likelihood(logits / temperature if temperature != 1 else logits, texts, entropies)
-            states = [state[:, texts.prompt_ids.size(1) - 1 : -1] for state in seen]
+            parts = _parts(texts)
+            told = [_likelihood(_flat(model, part), part.said, temperature, entropies) for part in parts]
+            logps = _in_place(texts, parts, [each for each, _ in told])
+            spread = _in_place(texts, parts, [each for _, each in told if each is not None]) if entropies else None
+            states = [_in_place(texts, parts, list(map(_Part.before, parts, seen)))] if hidden else []
         else:
             logits = _shared(model, texts, distinct, owner)
-            logps, spread = _likelihood(logits / temperature if temperature != 1 else logits, texts, entropies)
+            logps, spread = _likelihood(logits, texts.completion_ids, temperature, entropies)
             states = [torch.cat([seen[0][owner, -1:], *seen[1:]], 1)] if hidden else []
             states = [state[:, : texts.completion_ids.size(1)] for state in states]
         return Pass(logps, spread, states[0] if states else None)
@@ -81,15 +86,87 @@ def read(
 # --- ways through the model --------------------------------------------------------------------------------------
 
 
-def _whole(model: nn.Module, texts: Texts) -> Tensor:
-    """Logits of completion tokens, prompt and completion read together: (B, T, V)."""
-    ids = torch.cat([texts.prompt_ids, texts.completion_ids], 1)  # (B, P+T)
+@dataclass(frozen=True)
+class _Part:
+    """Some of the texts, from their first token on, padded on the right; a causal model needs no mask for that."""
+
+    ids: Tensor
+    """(b, L)."""
+    at: Tensor
+    """Where in the flattened *ids* something stands after which a completion's token comes: (n,)."""
+    said: Tensor
+    """Those tokens: (n,)."""
+    places: Tensor
+    """Where in flattened (B, T) they belong: (n,)."""
+
+    def before(self, each: Tensor) -> Tensor:
+        """(n, ...) of (b, L, ...): what precedes the completions' tokens."""
+        return each.flatten(0, 1).index_select(0, self.at)
+
+
+def _parts(texts: Texts) -> list[_Part]:
+    """*texts* by length; on a GPU, which is better off with one large pass, as one.
+
+    Several processes read them as one too: each must make as many passes as the others.
+    """
     mask = torch.cat([texts.prompt_mask, texts.completion_mask], 1)
-    keep = texts.completion_ids.size(1) + 1
-    logits: Tensor = model(
-        input_ids=ids, attention_mask=mask, position_ids=_positions(mask), use_cache=False, logits_to_keep=keep
-    ).logits
-    return logits[:, -keep:-1]  # what follows the last token is nobody's business
+    first = mask.argsort(dim=1, descending=True, stable=True)  # tokens before padding, in order
+    ids = torch.cat([texts.prompt_ids, texts.completion_ids], 1).gather(1, first)  # (B, P+T)
+    prompts, lengths = texts.prompt_mask.sum(1), mask.sum(1)  # (B,)
+    order = lengths.argsort(stable=True)
+    one = ids.is_cuda or (torch.distributed.is_available() and torch.distributed.is_initialized())
+    parts = []
+    for start, end in [(0, len(order))] if one else _cuts(lengths[order].tolist()):
+        rows = order[start:end]
+        width = int(lengths[rows].max())
+        column = torch.arange(width, device=ids.device)
+        behind = column - (prompts[rows] - 1).unsqueeze(1)  # (b, L): which of the completion's tokens comes next
+        row, place = ((behind >= 0) & (column < (lengths[rows] - 1).unsqueeze(1))).nonzero(as_tuple=True)  # (n,)
+        parts.append(
+            _Part(
+                ids=ids[rows, :width],
+                at=row * width + place,
+                said=ids[rows[row], place + 1],
+                places=rows[row] * texts.completion_ids.size(1) + behind[row, place],
+            )
+        )
+    return parts
+
+
+def _cuts(lengths: list[int], start: int = 0) -> list[tuple[int, int]]:
+    """Where to cut *lengths*, which rise: in two wherever that saves more padding than a pass costs, and so on."""
+    saved = [i * (lengths[-1] - lengths[i - 1]) for i in range(1, len(lengths))]
+    if not saved or max(saved) <= _PASS:
+        return [(start, start + len(lengths))]
+    cut = saved.index(max(saved)) + 1
+    return _cuts(lengths[:cut], start) + _cuts(lengths[cut:], start + cut)
+
+
+def _in_place(texts: Texts, parts: list[_Part], each: list[Tensor]) -> Tensor:
+    """What *each* of the parts says of its tokens, (n, ...), as (B, T, ...); 0 at padding."""
+    said = torch.cat(each)
+    whole = said.new_zeros(texts.completion_ids.numel(), *said.shape[1:])
+    whole = whole.index_copy(0, torch.cat([part.places for part in parts]), said)
+    return whole.view(*texts.completion_ids.shape, *said.shape[1:])
+
+
+def states(backbone: nn.Module, texts: Texts) -> Tensor:
+    """Last hidden states of *backbone*, a model without a head, before every completion token: (B, T, H)."""
+    parts = _parts(texts)
+    return _in_place(
+        texts, parts, [part.before(backbone(input_ids=part.ids, use_cache=False).last_hidden_state) for part in parts]
+    )
+
+
+def _flat(model: nn.Module, part: _Part) -> Tensor:
+    """Logits of completion tokens: (n, V). The head gets to see no other states."""
+    head = _inner(model).get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda _head, inputs: (part.before(inputs[0]), *inputs[1:]))
+    try:
+        logits: Tensor = model(input_ids=part.ids, use_cache=False).logits
+    finally:
+        hook.remove()
+    return logits
 
 
 def _shared(model: nn.Module, texts: Texts, distinct: Tensor, owner: Tensor) -> Tensor:
@@ -129,15 +206,17 @@ def _tiled(model: nn.Module, texts: Texts, temperature: float, entropies: bool) 
     return said.log_probs[:, -keep:], said.entropy[:, -keep:].detach() if entropies else None
 
 
-def _likelihood(logits: Tensor, texts: Texts, entropies: bool) -> tuple[Tensor, Tensor | None]:
-    """Of logits (B, T, V): log-probabilities of the tokens, and entropies."""
-    normalizer = logits.logsumexp(-1)  # (B, T)
-    picked = logits.gather(-1, texts.completion_ids.unsqueeze(-1)).squeeze(-1)
+def _likelihood(logits: Tensor, said: Tensor, temperature: float, entropies: bool) -> tuple[Tensor, Tensor | None]:
+    """Of logits (..., V): log-probabilities of the tokens *said* (...), and entropies."""
+    if temperature != 1:
+        logits = logits / temperature
+    normalizer = logits.logsumexp(-1)  # (...)
+    picked = logits.gather(-1, said.unsqueeze(-1)).squeeze(-1)
     if not entropies:
         return picked - normalizer, None
     with torch.no_grad():
         probabilities = (logits - normalizer.unsqueeze(-1)).exp_()
-        expected = torch.einsum("btv,btv->bt", probabilities, logits)
+        expected = torch.einsum("...v,...v->...", probabilities, logits)
     return picked - normalizer, normalizer.detach() - expected
 
 
@@ -173,6 +252,12 @@ def _bare(model: nn.Module) -> Any:
     return model.module if hasattr(model, "module") else model
 
 
+def _inner(model: nn.Module) -> Any:
+    """The language model inside all of that and PEFT's."""
+    bare = _bare(model)
+    return bare.get_base_model() if hasattr(bare, "get_base_model") else bare
+
+
 @contextmanager
 def _watched(model: nn.Module | None) -> Iterator[list[Tensor]]:
     """What the backbone puts out inside: its last hidden states, one for each pass."""
@@ -180,10 +265,9 @@ def _watched(model: nn.Module | None) -> Iterator[list[Tensor]]:
     if model is None:
         yield seen
         return
-    bare = _bare(model)
-    if hasattr(bare, "get_base_model"):
-        bare = bare.get_base_model()
-    hook = bare.base_model.register_forward_hook(lambda _module, _inputs, said: seen.append(said.last_hidden_state))
+    hook = _inner(model).base_model.register_forward_hook(
+        lambda _module, _inputs, said: seen.append(said.last_hidden_state)
+    )
     try:
         yield seen
     finally:

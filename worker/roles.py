@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from backend.runs.specs import Launch, ModelFolder, PPOSpec, QLoRA, ValueHead, ValueModel
-from worker import networks, scoring
+from worker import forward, networks, scoring
 from worker.forward import Texts
 from worker.report import SpecCannotWork
 
@@ -106,13 +106,8 @@ class Roles:
                 assert hidden is not None
                 return self.critic(hidden.detach() if detached else hidden)  # type: ignore[no-any-return]
             case ValueModel():
-                ids = torch.cat([texts.prompt_ids, texts.completion_ids], 1)  # (B, P+T)
-                mask = torch.cat([texts.prompt_mask, texts.completion_mask], 1)
-                positions = (mask.cumsum(1) - 1).clamp(min=0)
                 with self._backbone() as backbone:
-                    states = backbone(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
-                    before = states.last_hidden_state[:, texts.prompt_ids.size(1) - 1 : -1]  # (B, T, H)
-                    return self.critic(before)  # type: ignore[no-any-return]
+                    return self.critic(forward.states(backbone, texts))  # type: ignore[no-any-return]
 
 
 class OwnModels(Roles):

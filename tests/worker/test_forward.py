@@ -47,7 +47,17 @@ def gradient(said: Pass, padded: Texts) -> None:
     torch.autograd.backward((said.logps * padded.completion_mask).sum())
 
 
+def parted(model: Any, padded: Texts, **more: Any) -> Pass:
+    """A part for every length."""
+    costly, forward._PASS = forward._PASS, 0
+    try:
+        return forward.read(model, padded, checkpointed=True, **more)
+    finally:
+        forward._PASS = costly
+
+
 WAYS: dict[str, Callable[..., Pass]] = {
+    "parted": parted,
     "shared": forward.read,
     "whole": lambda model, padded, **more: forward.read(model, padded, checkpointed=True, **more),
     "tiled": tiled,
@@ -96,7 +106,29 @@ def test_prompts_without_company_are_read_with_their_completions() -> None:
     seen: list[tuple[int, int]] = []
     model.model.embed_tokens.register_forward_hook(lambda _m, inputs, _o: seen.append(tuple(inputs[0].shape)))
     forward.read(model, texts([ROWS[0], ROWS[1], ROWS[5]]))
-    assert seen == [(3, 9)]
+    assert seen == [(3, 7)]  # 3 + 4 tokens, 5 + 2 and 1 + 4: no gap between
+
+
+def test_texts_are_cut_by_length_where_that_saves_more_than_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 2, 3, 9, 10 tokens the first two as a part of their own save 2 · 7; then 3 − 2 and 10 − 9 are too little."""
+    monkeypatch.setattr(forward, "_PASS", 13)
+    assert forward._cuts([2, 3, 9, 10]) == [(0, 2), (2, 4)]
+    monkeypatch.setattr(forward, "_PASS", 14)
+    assert forward._cuts([2, 3, 9, 10]) == [(0, 4)]
+    monkeypatch.setattr(forward, "_PASS", 0)
+    assert forward._cuts([2, 3, 9, 9]) == [(0, 1), (1, 2), (2, 4)]
+    assert forward._cuts([5]) == [(0, 1)]
+
+
+@pytest.mark.parametrize("rows", [ROWS[::-1], ROWS[:3] * 40])
+def test_a_backbones_states_are_those_of_each_text_alone(rows: list[tuple[list[int], list[int]]]) -> None:
+    model: Any = random_model("llama").model
+    said = forward.states(model, texts(rows, more=1))
+    assert said.shape == (len(rows), max(len(completion) for _, completion in rows) + 1, 32)
+    for i, (prompt, completion) in enumerate(rows[:6]):
+        alone = model(torch.tensor([prompt + completion])).last_hidden_state[0, len(prompt) - 1 : -1]
+        assert (said[i, : len(completion)] - alone).abs().max() < 1e-4
+        assert not said[i, len(completion) :].any()
 
 
 def test_completions_of_one_token_need_only_the_prompts() -> None:
