@@ -168,6 +168,7 @@ class Encoder:
             "identical": "{} pairs were left out: chosen and rejected are the same.",
             "ties": "{} pairs were left out: neither side is better, and only probabilities can say so to the loss.",
             "turned": "{} pairs changed sides: fewer than half of the annotators preferred what is chosen.",
+            "unseen": "{} solutions are first wrong beyond {} tokens, where no step is read: a judge of steps cannot know it.",
             "unscored": "{} rows were left out: they have no score of an attribute that is learned.",
             "broken": "{} messages hold a control token of the model; an invisible character makes it plain text.",
         }

@@ -58,6 +58,7 @@ def solutions(encoder: Encoder, rows: list[Row], *, separator: str, first_error_
             encoder.counts["dropped"] += 1
             continue
         encoder.counts["cut"] += kept < len(ends)
+        encoder.counts["unseen"] += kept <= wrong < len(told)
         columns["input_ids"].append(ids[: ends[kept - 1] + 1])
         columns["prompt_tokens"].append(len(prompt))
         columns["ends"].append(ends[:kept])

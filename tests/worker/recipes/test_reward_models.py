@@ -169,7 +169,13 @@ def test_a_cut_solution_keeps_whole_steps(tokenizer: Any) -> None:
     columns = graded.solutions(short, [row], separator="\n", first_error_only=True)
     assert columns["labels"] == [[1, 1]]
     assert columns["right"] == [0]  # what was cut off was wrong all the same
-    assert short.counts["cut"] == 1
+    assert (short.counts["cut"], short.counts["unseen"]) == (1, 1)
+    assert "first wrong beyond 60 tokens" in short.note()[-1].text
+    seen = Encoder(tokenizer, 60)
+    graded.solutions(
+        seen, [solution(["first", "second", "x" * 300], [True, False, False])], separator="\n", first_error_only=True
+    )
+    assert (seen.counts["cut"], seen.counts["unseen"]) == (1, 0)
     tiny = Encoder(tokenizer, 8)
     assert graded.solutions(tiny, [row], separator="\n", first_error_only=True)["labels"] == []
     assert (tiny.counts["dropped"], tiny.counts["cut"]) == (1, 0)  # said once
