@@ -87,6 +87,8 @@ class Mapping(Strict):
     """Make plain texts into conversations: the prompt is said by the user, the completion by the assistant."""
     winner: Winner | None = None
     """For pairs whose better side is told by a third column."""
+    ratings: bool = False
+    """The labels of steps are ratings: −1 wrong, 0 neutral, 1 right (PRM800K); only −1 counts as wrong. Off, 0 is wrong."""
     keep: Literal["all", "none"] = "all"
     """Whether the other columns travel along under their own names."""
     bad_rows: Literal["refuse", "skip"] = "refuse"
@@ -232,8 +234,8 @@ def _steps(value: Any) -> list[str]:
     return value
 
 
-def _step_labels(value: Any, steps: int) -> list[bool]:
-    """One boolean per step, from booleans (or ratings, of which only negative ones are wrong) or the first wrong index."""
+def _step_labels(value: Any, steps: int, *, ratings: bool) -> list[bool]:
+    """One boolean per step, from booleans (or *ratings*, of which only −1 is wrong) or the index of the first wrong one."""
     if value is None:
         return [True] * steps
     if isinstance(value, int) and not isinstance(value, bool):
@@ -245,9 +247,18 @@ def _step_labels(value: Any, steps: int) -> list[bool]:
     if not isinstance(value, list) or len(value) != steps:
         said = f"{len(value)} labels" if isinstance(value, list) else "no list of labels"
         raise BadRow(f"There are {said} for {steps} steps.", field="labels")
-    if all(type(one) is int and one in (-1, 0, 1) for one in value) and -1 in value:
-        return [one >= 0 for one in value]  # PRM800K: good, neutral, bad
+    if ratings:
+        return [_rating(one) >= 0 for one in value]
+    if any(type(one) is int and one == -1 for one in value):
+        # whether 0 is wrong or neutral is not a question of one row: the others have no −1 that would tell
+        raise BadRow("A label is −1, so these are ratings.", field="labels", remedy="Say so: then 0 is neutral.")
     return [_label(one) for one in value]
+
+
+def _rating(value: Any) -> int:
+    if type(value) is not int or value not in (-1, 0, 1):
+        raise BadRow(f"The rating {str(value)[:40]!r} is none of −1, 0 and 1.", field="labels")
+    return value
 
 
 def _scores(value: Any) -> dict[str, float]:
@@ -325,7 +336,7 @@ class Mapper:
                 row["prompt"], row["chosen"], row["rejected"] = split_prompt(row["chosen"], row["rejected"])
             row = {"prompt": row.pop("prompt"), **row}
         if mapping.row_type is RowType.STEPWISE:
-            row["labels"] = _step_labels(row["labels"], len(row["completions"]))
+            row["labels"] = _step_labels(row["labels"], len(row["completions"]), ratings=mapping.ratings)
         for column in ("completion", "chosen", "rejected"):
             if isinstance(row.get(column), list) and not any(m["role"] == "assistant" for m in row[column]):
                 raise BadRow("The assistant says nothing in it.", field=column)
@@ -534,6 +545,8 @@ def suggest(rows: list[Row]) -> list[Suggestion]:
                         break
     if prompt and at["completions"] and at["labels"]:
         steps = {"prompt": prompt, "completions": at["completions"], "labels": at["labels"]}
+        if any(isinstance(labels := find(row, at["labels"]), list) and -1 in labels for row in rows):
+            propose("Steps with ratings", RowType.STEPWISE, steps, ratings=True)
         propose("Steps with labels", RowType.STEPWISE, steps)
     if prompt and at["completion"] and at["scores"]:
         scored = {"prompt": prompt, "completion": at["completion"], "scores": at["scores"]}

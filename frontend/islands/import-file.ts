@@ -10,6 +10,7 @@ interface Mapping {
   columns: Record<string, Path>;
   transcripts?: boolean;
   as_conversation?: boolean;
+  ratings?: boolean;
   keep?: "all" | "none";
   bad_rows?: "refuse" | "skip";
   messages?: { role: string; content: string };
@@ -265,7 +266,7 @@ class ImportFile extends HTMLElement {
       const keys = mapping.messages ?? { role: "role", content: "content" };
       const details = h(
         "details",
-        { class: "fold", open: Boolean(mapping.transcripts || mapping.winner) },
+        { class: "fold", open: Boolean(mapping.transcripts || mapping.winner || mapping.ratings) },
         h("summary", {}, "More ", h("span", { class: "said" }, "conversations, other columns, bad rows")),
         h("div", { class: "field" }, h("span", { class: "label" }, "Texts"), h("div", { class: "controls" }, check("m-transcripts", "are transcripts: Human: … Assistant: …", mapping.transcripts ?? false, (on) => (mapping.transcripts = on)), check("m-talk", "become conversations", mapping.as_conversation ?? false, (on) => (mapping.as_conversation = on)))),
         field("m-role", "Message keys", h("span", {}, text("m-role", keys.role, (value) => (mapping.messages = { ...(mapping.messages ?? keys), role: value || "role" })), " and ", text("m-content", keys.content, (value) => (mapping.messages = { ...(mapping.messages ?? keys), content: value || "content" }))), "Who speaks, and what is said."),
@@ -274,6 +275,9 @@ class ImportFile extends HTMLElement {
           : null,
         mapping.winner
           ? h("div", { class: "field" }, h("span", { class: "label" }, "Ties"), h("div", { class: "controls" }, check("m-ties", "keep them, with a probability of 0.5", mapping.winner.ties === "half", (on) => mapping.winner && (mapping.winner.ties = on ? "half" : "leave_out"))))
+          : null,
+        mapping.row_type === "stepwise"
+          ? h("div", { class: "field" }, h("span", { class: "label" }, "Labels"), h("div", { class: "controls" }, check("m-ratings", "are ratings: −1 wrong, 0 neutral, 1 right", mapping.ratings ?? false, (on) => (mapping.ratings = on))))
           : null,
         h("div", { class: "field" }, h("span", { class: "label" }, "Rows"), h("div", { class: "controls" }, check("m-keep", "keep the other columns", (mapping.keep ?? "all") === "all", (on) => (mapping.keep = on ? "all" : "none")), check("m-skip", "leave out rows that do not fit, and count them", mapping.bad_rows === "skip", (on) => (mapping.bad_rows = on ? "skip" : "refuse")))),
       );

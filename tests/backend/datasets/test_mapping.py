@@ -190,12 +190,28 @@ STEPS = {"prompt": "input", "completions": "steps", "labels": "wrong"}
         (0, [False, False, False]),
         (None, [True, True, True]),
         ([True, False, True], [True, False, True]),
-        ([1, 0, -1], [True, True, False]),  # PRM800K: good, neutral, bad
     ],
 )
 def test_steps_are_labeled_one_by_one_or_by_the_first_mistake(wrong: object, labels: list[bool]) -> None:
     row = mapped({"input": "1+1+1", "steps": ["1+1=2", "2+1=4", "so 4"], "wrong": wrong}, "stepwise", STEPS)
     assert row == {"prompt": "1+1+1", "completions": ["1+1=2", "2+1=4", "so 4"], "labels": labels}
+
+
+def test_zero_is_neutral_in_every_row_of_ratings_and_in_none_without() -> None:
+    """PRM800K: a solution without a bad step has no −1 that would tell what its 0 means."""
+    rows: list[Row] = [{"input": "q", "steps": ["a", "b", "c"], "wrong": w} for w in ([1, 0, -1], [1, 0, 1])]
+    with pytest.raises(BadRow, match="these are ratings"):
+        mapped(rows[0], "stepwise", STEPS)
+    assert [row["labels"] for raw in rows if (row := mapped(raw, "stepwise", STEPS, ratings=True))] == [
+        [True, True, False],
+        [True, True, True],
+    ]
+    assert (mapped(rows[1], "stepwise", STEPS) or {})["labels"] == [True, False, True]
+    with pytest.raises(BadRow, match="none of −1, 0 and 1"):
+        mapped({**rows[0], "wrong": [1, 2, 0]}, "stepwise", STEPS, ratings=True)
+    named: list[Row] = [{"prompt": "q", "steps": ["a", "b"], "labels": w} for w in ([0, 1], [1, -1])]
+    assert suggest(named)[0].mapping.ratings
+    assert not suggest(named[:1])[0].mapping.ratings
 
 
 @pytest.mark.parametrize(
