@@ -164,9 +164,12 @@ class Online(Reading):
         costs = self.kl_beta != 0 and self.spec.kl.place == "reward"
         return self.steps_per_rollout > 1 or costs or isinstance(self.spec.kl.beta, AdaptiveBeta)
 
-    def remembered(self, texts: Texts) -> Tensor:
-        """Log-probabilities under the policy that wrote them: (B, T)."""
-        return self.frozen(self.model, texts)
+    def remembered(self, texts: Texts, sampled: Tensor | None = None) -> Tensor:
+        """Log-probabilities under the policy that wrote them, by the trainer's own reckoning: (B, T).
+
+        *sampled*: what the sampler said of them. Where both reckon in single precision no pass is needed to repeat it.
+        """
+        return self.frozen(self.model, texts) if sampled is None or self.args.bf16 else sampled
 
     def more_state(self) -> dict[str, Any]:
         """Tensors and numbers of the method that a checkpoint must hold besides the weights."""
@@ -303,7 +306,7 @@ class Online(Reading):
             counts=texts.completion_mask * (~mine.isnan()).long().unsqueeze(1),
             scores=mine,
             ended=collected.ended(device),
-            old_logps=self.remembered(texts) if self.needs_old_logps else None,
+            old_logps=self.remembered(texts, collected.logps(device)) if self.needs_old_logps else None,
             ref_logps=self.referred(texts, measured),
         )
         self._log_rollout(experience, scores, worth)

@@ -17,6 +17,17 @@ from worker.objectives.reinforcement import kl_estimate
 from worker.recipes import training
 
 
+@contextmanager
+def still(model: nn.Module) -> Iterator[None]:
+    """Inside, *model* has no dropout."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
 class Reading(training.Frame, GRPOTrainer):
     """A trainer whose policy and reference read completions as :mod:`worker.forward` does."""
 
@@ -50,22 +61,21 @@ class Reading(training.Frame, GRPOTrainer):
             checkpointed=self.args.gradient_checkpointing,
         )
 
-    @torch.no_grad()
-    def passes(self, model: nn.Module, texts: Texts, *, hidden: bool = False) -> Iterator[Pass]:
-        """*texts* through *model* without gradient and dropout, a batch at a time."""
+    def batches(self, texts: Texts) -> Iterator[Texts]:
+        """*texts* in parts that are read at once where nothing is learned; a prompt's completions stay together."""
         size = max(self.args.per_device_train_batch_size, self.num_generations)
-        was_training = model.training
-        model.eval()
-        try:
-            for start in range(0, len(texts.prompt_ids), size):
-                part = some(texts, slice(start, start + size))
-                yield forward.read(model, part, temperature=self.temperature, hidden=hidden)
-        finally:
-            model.train(was_training)
+        for start in range(0, len(texts.prompt_ids), size):
+            yield some(texts, slice(start, start + size))
 
+    def say(self, model: nn.Module, texts: Texts, *, hidden: bool = False) -> Pass:
+        """*texts* through *model*, whole."""
+        return forward.read(model, texts, temperature=self.temperature, hidden=hidden)
+
+    @torch.no_grad()
     def frozen(self, model: nn.Module, texts: Texts) -> Tensor:
         """Log-probabilities under *model*, without gradient and dropout: (B, T)."""
-        return torch.cat([said.logps for said in self.passes(model, texts)])
+        with still(model):
+            return torch.cat([self.say(model, part).logps for part in self.batches(texts)])
 
     def referred(self, texts: Texts, rows: slice) -> Tensor:
         """Log-probabilities under the reference of *rows*, NaN elsewhere: (B, T)."""

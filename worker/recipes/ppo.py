@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from backend.runs.events import Note
 from backend.runs.specs import Launch, PPOSpec, ValueHead
 from worker import networks, online, rows
-from worker.experience import Batch, Experience, some, texts_of
+from worker.experience import Batch, Experience, texts_of
 from worker.forward import Texts
 from worker.objectives.reinforcement import (
     average,
@@ -46,6 +46,7 @@ from worker.objectives.reinforcement import (
     kl_estimate,
     whiten,
 )
+from worker.reading import still
 from worker.recipes import training
 from worker.rewards import Composition
 from worker.roles import OwnModels, Roles, cast
@@ -116,16 +117,17 @@ class PPO(online.Online):
         return isinstance(self.spec.value, ValueHead)
 
     @torch.no_grad()
-    def remembered(self, texts: Texts) -> Tensor:
-        """Log-probabilities, and in the same pass the values, under the policy that wrote the texts: (B, T)."""
-        logps, values, start = [], [], 0
-        for said in self.passes(self.model, texts, hidden=self._has_head):
-            part = some(texts, slice(start, start + len(said.logps)))
-            logps.append(said.logps)
-            values.append(self.roles.values(part, said.hidden))
-            start += len(said.logps)
+    def remembered(self, texts: Texts, sampled: Tensor | None = None) -> Tensor:
+        """Log-probabilities, and for a value head in the same pass the values, under the policy that wrote the texts: (B, T)."""
+        logps, values = [], []
+        with still(self.model):
+            for part in self.batches(texts):
+                said = self.say(self.model, part, hidden=True) if self._has_head else None
+                values.append(self.roles.values(part, said.hidden if said else None))
+                if said:
+                    logps.append(said.logps)
         self.old_values = torch.cat(values)
-        return torch.cat(logps)
+        return torch.cat(logps) if logps else super().remembered(texts, sampled)
 
     def learn_from(self, experience: Experience) -> Batch:
         """Advantages, returns and the values they were reckoned with: (B, T) each."""

@@ -40,6 +40,7 @@ from worker import networks, online, rows
 from worker.experience import Experience, divide, named
 from worker.forward import Texts, read
 from worker.recipes.ppo import PPO
+from worker.report import Stop
 from worker.rewards import Composition
 from worker.roles import cast
 
@@ -345,6 +346,16 @@ class TestRollout:
         said = read(trainer.model.eval(), lived.texts, hidden=True)
         torch.testing.assert_close(trainer.old_values, trainer.roles.values(lived.texts, said.hidden).detach())
         torch.testing.assert_close(lived.old_logps, said.logps.detach())
+
+    def test_the_sampler_says_what_a_pass_would_say(self, built: Callable[..., PPO]) -> None:
+        """In single precision a value model needs no pass of the policy over what it has just written."""
+        trainer = built(value=ValueModel(), sampling=Sampling(max_new_tokens=12, temperature=0.7))
+        trainer.stop = Stop()
+        collected = trainer.collect(list(trainer.prompts.select(range(8))))
+        texts, sampled = collected.texts(0, torch.device("cpu")), collected.logps(torch.device("cpu"))
+        assert trainer.remembered(texts, sampled) is sampled
+        repeated = trainer.remembered(texts) * texts.completion_mask
+        torch.testing.assert_close(sampled, repeated, atol=1e-4, rtol=1e-4)
 
 
 def test_what_cannot_work_is_refused() -> None:
