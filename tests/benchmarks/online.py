@@ -194,7 +194,7 @@ def main(steps: int = STEPS, words: int = 0) -> None:
         print(
             f"GRPO, {steps} steps each, prompts of {len(prepared.train[0]['prompt_ids'])} tokens: "
             f"{medians[0] / medians[1]:.2f} times as fast by the clock's medians, "
-            f"{sums[0] / sums[1]:.2f} by the processor's time"
+            f"{sums[0] / sums[1]:.2f} by the processor's time; load {os.getloadavg()[0]:.1f}"
         )
 
 
