@@ -5,6 +5,7 @@ with it: the functions' own source, read from the worker's files, so that there 
 """
 
 import ast
+import re
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ from backend.runs.specs.rewards import (
 )
 
 _FOLDER = Path(__file__).parent / "scripts"
+_VERSION = re.compile(r"[0-9][0-9A-Za-z.]{0,30}")
 _PACKAGES = ("torch", "transformers", "trl", "peft", "datasets")
 
 # Python, not HTML: nothing is escaped but through repr()
@@ -85,9 +87,8 @@ def script(spec: AnySpec, *, title: str, packages: Mapping[str, str] | None = No
     """
     if reason := obstacle(spec):
         raise Conflict(reason)
-    pins = [
-        f"{name}=={packages[name].partition('+')[0]}" if packages and name in packages else name for name in _PACKAGES
-    ]
+    known = {name: _VERSION.match((packages or {}).get(name, "")) for name in _PACKAGES}  # what a worker said is text
+    pins = [f"{name}=={version[0]}" if version else name for name, version in known.items()]
     return _TEMPLATES.get_template(f"{spec.method}.py.jinja").render(
         spec=spec,
         title=" ".join(title.split()).replace('"""', "'''").replace("\\", "/"),

@@ -62,9 +62,13 @@ class Attempt:
             env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment},
         )
 
-    def finish(self, timeout: float = 200) -> int:
-        """Wait for its end; returns the exit code."""
-        code = self.process.wait(timeout)
+    def finish(self, timeout: float = 300) -> int:
+        """Wait for its end; returns the exit code. What hangs is killed: it would slow the tests after it."""
+        try:
+            code = self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
         self.output.close()
         return code
 
@@ -75,11 +79,13 @@ class Attempt:
         events = [json.loads(line) for line in lines]
         return [event for event in events if kind in (None, event["kind"])]
 
-    def wait_for(self, kind: str, step: int, timeout: float = 100) -> None:
+    def wait_for(self, kind: str, step: int, timeout: float = 150) -> None:
         """Until an event of *kind* at *step* or later was said."""
         deadline = time.monotonic() + timeout
         while not any(event.get("step", 0) >= step for event in self.events(kind)):
-            assert time.monotonic() < deadline, f"no {kind} at step {step}: {self.log()}"
+            if time.monotonic() > deadline:
+                self.process.kill()
+                raise AssertionError(f"no {kind} at step {step}: {self.log()}")
             assert self.process.poll() is None, f"ended before {kind} at step {step}: {self.log()}"
             time.sleep(0.01)
 

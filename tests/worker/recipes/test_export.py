@@ -185,6 +185,36 @@ def test_it_reproduces_the_losses(tmp_path: Path, name: str) -> None:
     assert list((tmp_path / "model").glob("*.safetensors"))
 
 
+def test_every_component_that_a_script_carries_is_in_it() -> None:
+    parts = [
+        {"kind": "exact", "answer": "boxed"},
+        {"kind": "number"},
+        {"kind": "tags", "tags": ["think", "answer"]},
+        {"kind": "length"},
+        {"kind": "overlong", "buffer": 8},
+        {"kind": "repetition"},
+        {"kind": "reward_model", "models": [7, 5], "agreement": {"kind": "cautious"}, "normalize": "group"},
+    ]
+    assert len(parts) == len(export._SCORED_HERE)
+    text = export.script(GRPOSpec(base_model=1, dataset=1, rewards={"components": parts}), title="Run 7")
+    names = {node.name for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)}
+    assert {"locate", "equal", "tagged", "beyond", "overlong", "repetition", "judged"} <= names
+
+
+def test_what_people_and_workers_wrote_stays_text() -> None:
+    """Names and versions are data: in whatever quotes, they never become a statement of the script."""
+    evil = '"""\nraise SystemExit("x")\n\'\'\'\\'
+    rewards = {"components": [{"kind": "exact", "column": evil}]}
+    for spec in (
+        GRPOSpec(base_model=1, dataset=1, rewards=rewards),
+        AttributeRewardSpec(base_model=1, dataset=1, attributes={evil: 1.0}),
+        ProcessRewardSpec(base_model=1, dataset=1, separator=evil[:19]),
+    ):
+        plain = ast.parse(export.script(spec, title="Run 7"))
+        tree = ast.parse(export.script(spec, title=evil, packages={"torch": f"1{evil}", "trl": evil}))
+        assert [type(node) for node in tree.body] == [type(node) for node in plain.body]
+
+
 def test_what_a_script_cannot_carry_is_said() -> None:
     code = {"components": [{"kind": "code"}]}
     asked: dict[str, Any] = {"base_model": 1, "dataset": 1}
