@@ -177,6 +177,8 @@ def _place(item: Mapping[str, Any], body: object) -> str:
         said += f"[{part}]" if isinstance(part, int) else f".{part}"
         here = here.get(part) if isinstance(here, dict) else _item(here, part)
         tried = False
+    if item["type"] == "value_error" and isinstance(at := item["ctx"].get("field"), str):
+        said += f".{at}"  # a validator of the whole says where it should be read
     return said.removeprefix(".")
 
 

@@ -180,7 +180,7 @@ def test_what_cannot_work_is_said_at_its_field(
     # what the spec refuses as a whole
     page.locator("#spec-group_size").fill("7")
     page.get_by_role("button", name="Start run").click()
-    expect(page.get_by_role("alert")).to_contain_text("not whole groups of 7")
+    expect(page.locator("#spec-group_size-error")).to_contain_text("not whole groups of 7")
     # a field inside a component that the server refuses
     page.locator("#spec-group_size").fill("8")
     page.get_by_role("button", name="Reward model", exact=True).click()

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from backend.runs.specs.parts import FSDP, DeepSpeed, Evaluation, Strict, TrainingSpec
+from backend.runs.specs.refusals import refusal
 from backend.runs.specs.rewards import Rewards
 
 # --- supervised --------------------------------------------------------------------------------------------------
@@ -110,9 +111,10 @@ class DPOSpec(TrainingSpec):
     @model_validator(mode="after")
     def _whole_model_before(self) -> Self:
         if self.reference == "before" and isinstance(self.devices, FSDP | DeepSpeed):
-            raise ValueError(
+            raise refusal(
+                "reference",
                 "before the first step the weights are not spread over the GPUs yet, so the reference cannot be computed "
-                "then; choose the reference beside"
+                "then; choose the reference beside",
             )
         return self
 
@@ -137,8 +139,9 @@ class KTOSpec(TrainingSpec):
     @model_validator(mode="after")
     def _neighbors(self) -> Self:
         if self.optimization.batch_size < 2:
-            raise ValueError(
-                "the divergence is estimated from a row's neighbors in the batch; use a batch size of at least 2"
+            raise refusal(
+                "optimization.batch_size",
+                "the divergence is estimated from a row's neighbors in the batch; use a batch size of at least 2",
             )
         return self
 
@@ -212,8 +215,9 @@ class KLPenalty(Strict):
     @model_validator(mode="after")
     def _pulls(self) -> Self:
         if self.place == "loss" and self.estimator == "k1":
-            raise ValueError(
-                "k1 in the loss has no gradient on average and holds nothing; use k2, or put it in the reward"
+            raise refusal(
+                "estimator",
+                "k1 in the loss has no gradient on average and holds nothing; use k2, or put it in the reward",
             )
         return self
 
@@ -296,12 +300,13 @@ class PPOSpec(OnlineSpec):
     @model_validator(mode="after")
     def _alone(self) -> Self:
         if isinstance(self.devices, FSDP | DeepSpeed):
-            raise ValueError("PPO keeps each model whole on a device; choose one device or data parallel")
-        for name, component in self.rewards.named():
+            raise refusal("devices", "PPO keeps each model whole on a device; choose one device or data parallel")
+        for index, (name, component) in enumerate(self.rewards.named()):
             if component.normalize == "group":
-                raise ValueError(
+                raise refusal(
+                    f"rewards.components[{index}].normalize",
                     f"{name} is normalized over the completions of a prompt, and PPO samples one of each; normalize it "
-                    "over the batch, or not at all"
+                    "over the batch, or not at all",
                 )
         return self
 
@@ -369,8 +374,9 @@ class GRPOSpec(OnlineSpec):
     def _whole_groups(self) -> Self:
         how = self.optimization
         if (how.batch_size * how.accumulation) % self.group_size:
-            raise ValueError(
+            raise refusal(
+                "group_size",
                 f"{how.batch_size} × {how.accumulation} completions a step are not whole groups of {self.group_size}; "
-                "make batch size × accumulation a multiple of the group size"
+                "make batch size × accumulation a multiple of the group size",
             )
         return self

@@ -18,6 +18,7 @@ from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
 
 from backend.runs.specs.parts import Strict
+from backend.runs.specs.refusals import refusal
 
 # --- ensembles and steps: many scores to one ---------------------------------------------------------------------
 
@@ -300,19 +301,22 @@ class Rewards(Strict):
     def _names_and_gates(self) -> Self:
         kinds = dict(self.named())
         names = [name for name, _ in self.named()]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"two components are called {twice[0]}; give one of them another name")
         for index, (name, component) in enumerate(self.named()):
-            if component.only_if and component.only_if not in names:
-                raise ValueError(
-                    f"{name} waits for {component.only_if!r}, which is no component; there are {', '.join(names)}"
+            if name in names[:index]:
+                raise refusal(
+                    f"components[{index}].name", f"two components are called {name}; give one of them another name"
                 )
-            if component.only_if and component.only_if not in names[:index]:
-                raise ValueError(f"{name} waits for {component.only_if}, which must come before it")
+            if not component.only_if or component.only_if in names[:index]:
+                continue
+            said = f"{name} waits for {component.only_if!r}, which is no component; there are {', '.join(names)}"
+            if component.only_if in names:
+                said = f"{name} waits for {component.only_if}, which must come before it"
+            raise refusal(f"components[{index}].only_if", said)
+        for index, (name, component) in enumerate(self.named()):
             if component.only_if and isinstance(kinds[component.only_if], _NEVER_ONE):
-                raise ValueError(
-                    f"{name} waits for {component.only_if} to score 1, which it never does; wait for a verifier or a format"
+                raise refusal(
+                    f"components[{index}].only_if",
+                    f"{name} waits for {component.only_if} to score 1, which it never does; wait for a verifier or a format",
                 )
         return self
 

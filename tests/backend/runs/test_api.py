@@ -96,7 +96,13 @@ def test_bad_specs_name_the_field(make_client: MakeClient, engineer: Actor, mate
     assert "No regular expression" in problem["detail"]
     components[1] = {"kind": "pattern", "pattern": "x", "name": "number"}
     problem = client.post(path, json={"spec": grpo}).json()
-    assert problem["field"] == "spec.rewards"
+    assert problem["field"] == "spec.rewards.components[1].name"
+    components[1] = {"kind": "pattern", "pattern": "x", "only_if": "later"}
+    assert client.post(path, json={"spec": grpo}).json()["field"] == "spec.rewards.components[1].only_if"
+    del components[1]
+    problem = client.post(path, json={"spec": {**grpo, "group_size": 7}}).json()
+    assert problem["field"] == "spec.group_size"
+    assert "multiple of the group size" in problem["detail"]
 
 
 def test_pages_of_a_list(sessions: Sessions, make_client: MakeClient, engineer: Actor, material: Material) -> None:
