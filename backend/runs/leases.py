@@ -25,7 +25,7 @@ from backend.registry import service as registry
 from backend.registry.tables import Model
 from backend.runs import events as said
 from backend.runs import history, metrics
-from backend.runs.specs import REWARD_MODELS, SPEC, AnySpec
+from backend.runs.specs import REWARD_MODELS, AnySpec, stored
 from backend.runs.tables import NOW, Run, RunAttempt, RunCheckpoint, RunCompletion, Worker
 
 FRUITLESS_ATTEMPTS = 3
@@ -149,7 +149,7 @@ def materials(session: Session, run_id: int) -> Materials:
     """What the run's spec names, ready to be laid into the attempt's folder."""
     run = session.get_one(Run, run_id)
     version = session.get_one(DatasetVersion, run.dataset_version_id)
-    spec = SPEC.validate_python(run.spec)
+    spec = stored(run.spec)
     return Materials(
         spec,
         run.name,
@@ -189,7 +189,7 @@ def artifacts_needed(session: Session) -> set[str]:
 def _forget_older(session: Session, run: Run) -> None:
     """Only as many saved states as the spec keeps; their files go with the next sweep."""
     session.flush()
-    keep = SPEC.validate_python(run.spec).checkpoints.keep
+    keep = stored(run.spec).checkpoints.keep
     for old in _checkpoints(session, run.id)[keep:]:
         session.delete(old)
 

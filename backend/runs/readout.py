@@ -140,7 +140,7 @@ def notes_before_start(session: Session, run_id: int) -> list[str]:
 
 def script(session: Session, run: Run) -> tuple[str, str]:
     """The run as one Python file: (name, text), with the versions it was made with. Raises ``Conflict`` where there is none."""
-    spec = specs.SPEC.validate_python(run.spec)
+    spec = specs.stored(run.spec)
     begun = started(session, run.id)
     text = export.script(spec, title=f"#{run.id} {run.name}", packages=begun["packages"] if begun else None)
     return export.file_name(run.id, spec), text

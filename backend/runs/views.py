@@ -87,7 +87,7 @@ def leaves(spec: BaseModel, against: BaseModel | None = None, prefix: str = "") 
 
 def parse(spec: Mapping[str, Any]) -> specs.AnySpec:
     """A stored spec as its class."""
-    return specs.SPEC.validate_python(spec)
+    return specs.stored(spec)
 
 
 @dataclass(frozen=True)

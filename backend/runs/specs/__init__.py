@@ -6,10 +6,12 @@ its OpenAPI description and the help text of the form. Pydantic only: the worker
 Three files: ``parts`` (what every method shares), ``rewards`` (what scores a completion), ``methods`` (a spec each).
 """
 
+from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
@@ -167,6 +169,27 @@ class _WithDefaults(GenerateJsonSchema):
         return {**made, "default": self.encode_default(schema["default_factory"]())}  # type: ignore[call-arg]
 
 
+def stored(spec: Mapping[str, Any]) -> AnySpec:
+    """A spec that was valid when it was stored, perhaps by an earlier version: fields that no longer exist are left out.
+
+    What people send is held to every name; of what a run was once asked, the rest is still true and must stay readable.
+    """
+    try:
+        return SPEC.validate_python(spec)
+    except ValidationError as error:
+        gone = [item["loc"] for item in error.errors() if item["type"] == "extra_forbidden"]
+        if not gone:
+            raise
+    kept = deepcopy(dict(spec))
+    for location in gone:
+        place: Any = kept
+        for part in location[:-1]:
+            below = place.get(part) if isinstance(place, dict) else place[part]
+            place = below if isinstance(below, dict | list) else place  # the name of a union's member is no key
+        place.pop(location[-1], None)
+    return SPEC.validate_python(kept)
+
+
 def spec_schema(method: str) -> dict[str, Any]:
     """JSON schema of *method*'s spec, from which the form is built. Raises ``KeyError``."""
     return METHODS[method].model_json_schema(schema_generator=_WithDefaults)
@@ -226,4 +249,5 @@ __all__ = [
     "ValueModel",
     "Weights",
     "spec_schema",
+    "stored",
 ]

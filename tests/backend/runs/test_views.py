@@ -182,3 +182,20 @@ def test_charts_that_the_spec_names_are_there_before_the_first_point() -> None:
     titles = [chart.title for chart in glossary.decisive("attribute_reward", views.expected(graded))]
     assert "Correlation by attribute" in titles
     assert not views.expected(SIGMOID)
+
+
+def test_specs_of_earlier_versions_stay_readable() -> None:
+    pattern = {"kind": "pattern", "pattern": "x", "flags": "i"}
+    grpo = specs.GRPOSpec.model_validate({"base_model": 1, "dataset": 2, "rewards": {"components": [ANSWER]}})
+    document = grpo.model_dump(mode="json")
+    document["evaluation"]["a_field_of_old"] = 48
+    document["rewards"]["components"].append(pattern)
+    found = views.parse(document)
+    assert isinstance(found, specs.GRPOSpec)
+    assert found.optimization == grpo.optimization
+    assert [name for name, _ in found.rewards.named()] == ["number", "pattern"]
+    with pytest.raises(ValueError, match="Extra inputs"):
+        specs.SPEC.validate_python(document)
+    document["optimization"]["steps"] = 0
+    with pytest.raises(ValueError, match="greater than"):
+        views.parse(document)
