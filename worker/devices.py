@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any, assert_never
 
-from backend.runs.specs import FSDP, DataParallel, DeepSpeed, Devices, FullWeights, OneDevice, OnlineSpec, TrainingSpec
+from backend.runs.specs import FSDP, DataParallel, DeepSpeed, Devices, OneDevice, TrainingSpec
 from worker.report import SpecCannotWork
 
 
@@ -58,18 +58,6 @@ def check(spec: TrainingSpec, *, world: int, gpus: int) -> None:
         raise SpecCannotWork(
             "the package deepspeed is not installed on this worker",
             remedy="Use FSDP, which needs nothing else, or install deepspeed.",
-            field="devices",
-        )
-    if spread and isinstance(spec, OnlineSpec):
-        raise SpecCannotWork(
-            "a method that samples needs the whole model in every process",
-            remedy="Use data parallel, and an adapter if the model is large.",
-            field="devices",
-        )
-    if spread and not isinstance(spec.weights, FullWeights):
-        raise SpecCannotWork(
-            "weights are spread only where all of them are trained",
-            remedy="Use data parallel: of an adapter only the small update has gradients and optimizer state.",
             field="devices",
         )
 

@@ -231,9 +231,15 @@ class OneBackbone(Roles):
         task, config.task_type, config.modules_to_save = config.task_type, "CAUSAL_LM", None  # its head is ours to call
         self.policy.add_adapter(adapter, config)
         tensors = load_file(folder / "adapter_model.safetensors")
-        heads = [name for name in tensors if name.endswith("score.weight")]
-        head = nn.Linear(tensors[heads[0]].size(1), tensors[heads[0]].size(0), bias=False)
-        head.weight = nn.Parameter(tensors.pop(heads[0]), requires_grad=False)
+        weight, bias = (
+            next((tensors.pop(name) for name in list(tensors) if name.endswith(f"score.{part}")), None)
+            for part in ("weight", "bias")  # Transformers' head over tokens has a bias, the one over texts has none
+        )
+        assert weight is not None
+        head = nn.Linear(weight.size(1), weight.size(0), bias=bias is not None)
+        head.weight = nn.Parameter(weight, requires_grad=False)
+        if bias is not None:
+            head.bias = nn.Parameter(bias, requires_grad=False)
         said = set_peft_model_state_dict(self.policy, tensors, adapter_name=adapter)
         absent = [name for name in said.missing_keys if f".{adapter}." in name]
         if absent or said.unexpected_keys:

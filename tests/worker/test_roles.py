@@ -97,6 +97,22 @@ class TestOneBackbone:
             difference = judge.model(ids, mask).logits - alone(input_ids=ids, attention_mask=mask).logits
         assert difference.abs().max().item() == 0
 
+    def test_a_judge_of_steps_brings_the_bias_of_its_head(self, tmp_path: Path) -> None:
+        torch.manual_seed(0)
+        config = networks.lora_config(LoRA(rank=4), task="TOKEN_CLS")
+        model = get_peft_model(networks.load(BASE, task="TOKEN_CLS", heads=2), config)
+        shake(model, "lora_B")
+        shake(model, "score.modules_to_save.default.bias")
+        reward = tmp_path / "reward"
+        model.save_pretrained(reward)
+        networks.load_tokenizer(BASE).save_pretrained(reward)
+        scoring.write_meaning(scoring.StepsMeaning(separator="\n", reduce="minimum"), reward)
+        alone = scoring.load_scorer(networks.folder_of(ModelFolder(folder=reward, adapter_base=BASE), tmp_path))
+        pairs = [Pair([7, 8], alone.tokenizer("one\ntwo\nthree")["input_ids"])]
+        (mine,), (expected,) = one_backbone(tmp_path, reward).scorers()[7].scores(pairs), alone.scores(pairs)
+        assert mine.steps == pytest.approx(expected.steps, abs=1e-5)
+        assert len(set(mine.steps)) == 3
+
     def test_the_reference_equals_the_model_by_itself(self, tmp_path: Path, reward_adapter: Path) -> None:
         found = one_backbone(tmp_path, reward_adapter)
         alone = networks.load(BASE).eval()

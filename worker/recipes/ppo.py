@@ -25,6 +25,7 @@ as it is, with ``missing_end_penalty`` instead of a fixed score. Left out: an en
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -213,7 +214,7 @@ def run(launch: Launch, spec: PPOSpec, report: "Report", stop: "Stop") -> None:
         device=roles.policy.device,
         scorers=roles.scorers(),
     ) as rewards:
-        rewards.check(prepared.train)
+        rewards.check(chain(prepared.train, prepared.held_out))
         prepared.notes.extend(Note(text=note) for note in rewards.notes())
         config = online.arguments(launch, prepared, group_size=1)
         trainer = PPO(launch, prepared, rewards, roles.policy, tokenizer, config=config, roles=roles)

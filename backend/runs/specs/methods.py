@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from backend.runs.specs.parts import FSDP, DeepSpeed, Evaluation, Strict, TrainingSpec
 from backend.runs.specs.refusals import refusal
-from backend.runs.specs.rewards import Rewards
+from backend.runs.specs.rewards import Rewards, SoftOverlong
 
 # --- supervised --------------------------------------------------------------------------------------------------
 
@@ -251,6 +251,19 @@ class OnlineSpec(TrainingSpec):
     kl: KLPenalty = Field(default_factory=KLPenalty)
     """What holds the policy near its reference; the divergence is measured also at β = 0."""
 
+    @model_validator(mode="after")
+    def _can_sample(self) -> Self:
+        if isinstance(self.devices, FSDP | DeepSpeed):
+            raise refusal("devices", "a model that samples is whole on each device; choose one device or data parallel")
+        for index, (name, component) in enumerate(self.rewards.named()):
+            if isinstance(component, SoftOverlong) and component.buffer >= self.sampling.max_new_tokens:
+                raise refusal(
+                    f"rewards.components[{index}].buffer",
+                    f"{name} would punish from the first token: its buffer must be shorter than the "
+                    f"{self.sampling.max_new_tokens} tokens that are sampled",
+                )
+        return self
+
     def other_models(self) -> list[int]:
         """The models that score."""
         return self.rewards.other_models()
@@ -299,8 +312,6 @@ class PPOSpec(OnlineSpec):
 
     @model_validator(mode="after")
     def _alone(self) -> Self:
-        if isinstance(self.devices, FSDP | DeepSpeed):
-            raise refusal("devices", "PPO keeps each model whole on a device; choose one device or data parallel")
         for index, (name, component) in enumerate(self.rewards.named()):
             if component.normalize == "group":
                 raise refusal(

@@ -1,8 +1,10 @@
 """What every method's spec is made of: what is trained, how, on which devices, what is held out, what is saved."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from backend.runs.specs.refusals import refusal
 
 
 class Strict(BaseModel):
@@ -165,6 +167,12 @@ class TrainingSpec(Strict):
     """Longest row in tokens, prompt and completion together; the rest is cut."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Seeds shuffling, initialization, dropout and sampling."""
+
+    @model_validator(mode="after")
+    def _adapters_are_whole(self) -> Self:
+        if isinstance(self.devices, FSDP | DeepSpeed) and isinstance(self.weights, Adapter):
+            raise refusal("devices", "adapters are small and stay whole: choose data parallel, or train all weights")
+        return self
 
     def other_models(self) -> list[int]:
         """Registry ids of the models it needs besides ``base_model``, each once."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
+from pydantic import ValidationError
 
 from backend.runs.specs import (
     FSDP,
@@ -20,10 +21,10 @@ from backend.runs.specs import (
     Evaluation,
     GRPOSpec,
     LoRA,
-    Optimization,
+    Sampling,
     SFTSpec,
 )
-from backend.runs.specs.rewards import ExactAnswer, Rewards
+from backend.runs.specs.rewards import ExactAnswer, Rewards, SoftOverlong
 from tests.worker.recipes.conftest import SPECS, Case, World
 from tests.worker.running import ROOT, Attempt, run
 from worker import devices
@@ -131,7 +132,6 @@ def test_a_process_too_few_is_refused(world: World, tmp_path: Path) -> None:
         ({"devices": FSDP()}, 0, "as many GPUs, and the run has 0"),
         ({"devices": DeepSpeed()}, 1, "as many GPUs, and the run has 1"),
         ({"devices": TWO}, 1, "as many GPUs, and the run has 1"),
-        ({"devices": FSDP(), "weights": LoRA()}, 2, "all of them are trained"),
         ({"devices": DataParallel(processes=1000)}, 0, "1000 processes on"),
     ],
 )
@@ -143,16 +143,19 @@ def test_what_the_machine_lacks_is_said(spec: dict[str, Any], gpus: int, says: s
     assert refused.value.remedy
 
 
-def test_methods_that_sample_keep_the_model_whole() -> None:
-    spec = GRPOSpec(
-        base_model=1,
-        dataset=1,
-        devices=FSDP(),
-        rewards=Rewards(components=[ExactAnswer()]),
-        optimization=Optimization(batch_size=8),
-    )
-    with pytest.raises(SpecCannotWork, match="whole model in every process"):
-        devices.check(spec, world=2, gpus=2)
+@pytest.mark.parametrize("spread", [FSDP(), DeepSpeed()])
+def test_what_stays_whole_is_not_spread(spread: Any) -> None:
+    with pytest.raises(ValidationError, match="adapters are small"):
+        SFTSpec(base_model=1, dataset=1, devices=spread, weights=LoRA())
+    with pytest.raises(ValidationError, match="samples is whole on each device"):
+        GRPOSpec(base_model=1, dataset=1, devices=spread, rewards=Rewards(components=[ExactAnswer()]))
+
+
+def test_a_punishment_does_not_begin_at_the_first_token() -> None:
+    rewards = Rewards(components=[SoftOverlong(buffer=64)])
+    with pytest.raises(ValidationError, match="must be shorter than the 64 tokens"):
+        GRPOSpec(base_model=1, dataset=1, rewards=rewards, sampling=Sampling(max_new_tokens=64))
+    assert GRPOSpec(base_model=1, dataset=1, rewards=rewards, sampling=Sampling(max_new_tokens=65))
 
 
 def test_plans_are_what_the_trainer_understands(tmp_path: Path) -> None:

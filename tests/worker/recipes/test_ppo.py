@@ -363,7 +363,7 @@ def test_what_cannot_work_is_refused() -> None:
         KLPenalty(place="loss", estimator="k1")
     with pytest.raises(ValidationError, match="normalized over the completions of a prompt"):
         spec(rewards=Rewards(components=[PatternFormat(pattern="x", normalize="group")]))
-    with pytest.raises(ValidationError, match="whole on a device"):
+    with pytest.raises(ValidationError, match="whole on each device"):
         spec(devices=FSDP())
 
 
