@@ -131,6 +131,8 @@ class Attempt(Recorder):
             "TRANSFORMERS_OFFLINE": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "TRL_EXPERIMENTAL_SILENCE": "1",
+            "TQDM_DISABLE": "1",  # bars of libraries are no lines for a log
+            "PYTHONWARNINGS": "ignore::FutureWarning,ignore::DeprecationWarning",
             "TOKENIZERS_PARALLELISM": "false",
             "PYTHONUNBUFFERED": "1",
         }

@@ -64,7 +64,7 @@ def run(launch: Launch, spec: KTOSpec, report: "Report", stop: "Stop") -> None:
             disable_dropout=False,
         ),
         train_dataset=with_neighbors(shuffled(prepared.train, spec.seed), spec.max_length),
-        eval_dataset=with_neighbors(prepared.held_out, spec.max_length),
+        eval_dataset=with_neighbors(shuffled(prepared.held_out, 0), spec.max_length),  # the same in every run
         processing_class=tokenizer,
         peft_config=networks.lora_config(spec.weights),
     )
