@@ -144,12 +144,15 @@ RUNS: dict[str, Made] = {
 }
 
 
+_LONG = ("sft", "sft lora", "dpo", "dpo robust", "reward", "rloo lora", "ppo lora")
+
+
 def test_every_method_has_a_script() -> None:
     assert {spec.method for spec, _, _ in RUNS.values()} == set(METHODS)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] * (name in _LONG)) for name in RUNS])
 def test_it_reproduces_the_losses(tmp_path: Path, name: str) -> None:
     spec, make, row_type = RUNS[name]
     rows = write_rows(tmp_path / "rows.parquet", make())
