@@ -148,7 +148,7 @@ def test_from_judgments_to_compared_models(
 
     # train, from the form, and watch
     page.get_by_role("link", name="Train on it").click()
-    page.locator("a.choice[href*='method=dpo']").click()
+    page.locator(".leads a[href='?method=dpo']").click()
     page.wait_for_selector("spec-form form")
     page.locator("[data-field='dataset'] select").select_option(str(version["id"]))
     page.locator("[data-field='weights'] select").select_option("lora")

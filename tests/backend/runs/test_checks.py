@@ -194,7 +194,7 @@ def test_completions_must_leave_room_for_a_prompt_and_warm_up_for_the_run(stock:
 
 def test_machines_must_be_able_to(stock: Stock, sessions: Sessions) -> None:
     small = stock.grpo(weights={"kind": "qlora"})
-    spread = stock.grpo(devices={"kind": "fsdp", "processes": 4})
+    spread = stock.spec("dpo", RowType.PREFERENCE, devices={"kind": "fsdp", "processes": 4})
     copies = stock.grpo(devices={"kind": "data_parallel", "processes": 4})
     stock.taken(small)  # nobody is there yet: the run waits for who comes
     _worker(sessions, 0)

@@ -103,12 +103,13 @@ def sandbox(tier: str) -> Iterator[Sandbox]:
 
 
 def running(users: range) -> list[str]:
-    """Command lines of every process that one of *users* has."""
+    """Command lines of every process that one of *users* has; what has ended and waits for init to notice runs no more."""
     found = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:
-                if folder.stat().st_uid in users:
+                ended = (folder / "stat").read_bytes().rpartition(b")")[2].split()[0] == b"Z"
+                if folder.stat().st_uid in users and not ended:
                     found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[:200])
             except OSError:
                 continue
