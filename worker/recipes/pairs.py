@@ -20,12 +20,17 @@ from trl import DPOConfig
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import add_fused_lm_head
 
+from backend.runs.specs import Launch
+from worker import networks, rows
 from worker.objectives import IGNORED
 from worker.recipes import training
+from worker.recipes.show import written
 from worker.rows import Prepared
 
 if TYPE_CHECKING:
     from peft import PeftConfig
+
+    from worker.report import Report, Stop
 
 
 class Side(NamedTuple):
@@ -177,3 +182,24 @@ class WithoutReference(training.Frame):
         logs |= {f"{prefix}{name}": sum(values) / len(values) for name, values in self._metrics[mode].items()}
         self._metrics[mode].clear()
         super().log(logs, start_time)
+
+
+def carry_out(launch: Launch, objective: Objective, report: "Report", stop: "Stop") -> None:
+    """Train by *objective* alone: what ORPO and SimPO have in common."""
+    spec = launch.spec
+    torch.manual_seed(spec.seed)
+    start = networks.starting_point(launch)
+    tokenizer = networks.load_tokenizer(start)
+    model = networks.load_to_train(start, spec.weights)
+    networks.check_fit(model, tokenizer, max_length=spec.max_length)
+    networks.silence_dropout(model)
+    prepared = rows.prepare(launch, tokenizer, rows.comparisons)
+    trainer = WithoutReference(
+        model,
+        objective,
+        args=DPOConfig(**training.arguments(launch, prepared)),
+        prepared=prepared,
+        processing_class=tokenizer,
+        peft_config=networks.lora_config(spec.weights),
+    )
+    training.carry_out(launch, report, stop, trainer, prepared, written(launch, trainer, prepared, stop))

@@ -16,13 +16,9 @@ Ours, because TRL keeps it only as an experiment (CPO with the loss ``simpo``).
 from functools import partial
 from typing import TYPE_CHECKING
 
-import torch
-from trl import DPOConfig
-
 from backend.runs.specs import Launch, SimPOSpec
-from worker import networks, objectives, rows
-from worker.recipes import pairs, training
-from worker.recipes.show import written
+from worker import objectives
+from worker.recipes import pairs
 
 if TYPE_CHECKING:
     from worker.report import Report, Stop
@@ -42,19 +38,4 @@ def judged(spec: SimPOSpec, chosen: pairs.Side, rejected: pairs.Side) -> pairs.J
 
 def run(launch: Launch, spec: SimPOSpec, report: "Report", stop: "Stop") -> None:
     """Carry out *spec*."""
-    torch.manual_seed(spec.seed)
-    start = networks.starting_point(launch)
-    tokenizer = networks.load_tokenizer(start)
-    model = networks.load_to_train(start, spec.weights)
-    networks.check_fit(model, tokenizer, max_length=spec.max_length)
-    networks.silence_dropout(model)
-    prepared = rows.prepare(launch, tokenizer, rows.comparisons)
-    trainer = pairs.WithoutReference(
-        model,
-        partial(judged, spec),
-        args=DPOConfig(**training.arguments(launch, prepared)),
-        prepared=prepared,
-        processing_class=tokenizer,
-        peft_config=networks.lora_config(spec.weights),
-    )
-    training.carry_out(launch, report, stop, trainer, prepared, written(launch, trainer, prepared, stop))
+    pairs.carry_out(launch, partial(judged, spec), report, stop)

@@ -38,8 +38,9 @@ def copied() -> Path:
     return folder
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def _no_copy_left() -> Iterator[None]:
+    # Not of the package: with several test processes a package may be left and entered again, with the copy gone.
     yield
     if copied.cache_info().currsize:
         shutil.rmtree(copied())
