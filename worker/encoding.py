@@ -14,10 +14,8 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from backend.runs.events import Note
+from worker.objectives import IGNORED
 from worker.report import SpecCannotWork
-
-IGNORED = -100
-"""Label of a token that does not count in the loss."""
 
 _INVISIBLE = "\u200c"
 """Zero-width non-joiner: breaks a control token without changing what a person reads."""

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 from backend.datasets.rows import Row
-from worker.encoding import IGNORED, Encoder
+from worker.encoding import Encoder
+from worker.objectives import IGNORED
 from worker.rows import Columns, canonical_prompt
 
 

@@ -17,7 +17,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from worker.encoding import IGNORED
+from worker.objectives import IGNORED
 from worker.report import SpecCannotWork
 
 

@@ -24,9 +24,9 @@ from transformers import PreTrainedTokenizerBase
 from backend.datasets.rows import COLUMNS, Row, RowType
 from backend.runs.events import Note
 from backend.runs.specs import HeldOut, Launch, OnlineSpec
-from worker.encoding import IGNORED as IGNORED
 from worker.encoding import Encoder as Encoder
 from worker.encoding import Pair as Pair
+from worker.objectives import IGNORED
 from worker.report import SpecCannotWork
 
 _SPLIT_SEED = 0

@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from tests.worker.running import BASE
 from worker import networks, packing
-from worker.encoding import IGNORED
+from worker.objectives import IGNORED
 from worker.report import SpecCannotWork
 
 

@@ -16,8 +16,8 @@ from backend.runs.specs import Evaluation, GRPOSpec, Sampling, SFTSpec
 from backend.runs.specs.rewards import ExactAnswer, Rewards
 from tests.worker.running import BASE, launch, write_rows
 from worker import networks, rows
+from worker.objectives import IGNORED
 from worker.report import SpecCannotWork
-from worker.rows import IGNORED
 
 
 @pytest.fixture(scope="module")

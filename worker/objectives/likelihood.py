@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 IGNORED = -100
-"""Label of a token that does not count."""
+"""Label of what does not count: a token, a step, a score that is not known."""
 
 
 def token_logps(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -30,7 +30,8 @@ from trl import RewardConfig
 from backend.runs.events import Completion, Note
 from backend.runs.specs import AttributeRewardSpec, Launch
 from worker import calibration, graded, networks, objectives, rows, scoring
-from worker.encoding import IGNORED, Encoder, Pair
+from worker.encoding import Encoder, Pair
+from worker.objectives import IGNORED
 from worker.recipes import training
 from worker.recipes.judging import OwnLoss, inputs, lengths, told
 from worker.report import SpecCannotWork

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase, Trainer
 from trl import RewardConfig
 
 from worker import scoring
-from worker.encoding import IGNORED
+from worker.objectives import IGNORED
 from worker.recipes import training
 from worker.rows import Prepared
 

@@ -29,7 +29,8 @@ from trl import RewardConfig
 from backend.runs.events import Completion
 from backend.runs.specs import Launch, ProcessRewardSpec
 from worker import calibration, graded, networks, objectives, rows, scoring
-from worker.encoding import IGNORED, Encoder
+from worker.encoding import Encoder
+from worker.objectives import IGNORED
 from worker.recipes import training
 from worker.recipes.judging import OwnLoss, inputs, lengths, padded, told
 from worker.report import SpecCannotWork

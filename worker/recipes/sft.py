@@ -19,6 +19,7 @@ from trl import SFTConfig, SFTTrainer
 from backend.runs.events import Note
 from backend.runs.specs import Launch, SFTSpec
 from worker import networks, packing, rows
+from worker.objectives import IGNORED
 from worker.recipes import training
 from worker.recipes.show import written
 
@@ -37,7 +38,7 @@ class SFT(training.Frame, SFTTrainer):
         seen = self._total_train_tokens
         loss = super().compute_loss(model, inputs, *args, **kwargs)
         if not self.model.training:
-            self._counted.append(float((inputs["labels"][:, 1:] != rows.IGNORED).sum()))
+            self._counted.append(float((inputs["labels"][:, 1:] != IGNORED).sum()))
             self._metrics["eval"]["loss"].append(float(loss))
         elif "position_ids" in inputs:
             tokens = torch.tensor(inputs["input_ids"].numel(), device=self.args.device)

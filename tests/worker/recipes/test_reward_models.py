@@ -30,7 +30,8 @@ from backend.runs.specs import (
 from backend.runs.specs.rewards import Cautious, Mean, Minimum
 from tests.worker.running import BASE, Attempt, launch, run, write_rows
 from worker import graded, networks, objectives, rows, scoring
-from worker.encoding import IGNORED, Encoder, Pair
+from worker.encoding import Encoder, Pair
+from worker.objectives import IGNORED
 from worker.recipes import attribute_reward, judging, process_reward
 from worker.recipes.reward import Pairs, Reward
 from worker.report import SpecCannotWork
