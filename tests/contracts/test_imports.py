@@ -114,7 +114,7 @@ def test_settings_are_read_from_the_environment_only_where_a_process_starts() ->
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Settings"
     }
-    assert reads <= {"backend/app.py", "backend/cli.py", "worker/app.py"}, reads
+    assert reads <= {"backend/app.py", "backend/cli/asking.py", "backend/cli/machine.py", "worker/app.py"}, reads
     assert "backend/app.py" in reads
 
 
