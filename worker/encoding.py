@@ -166,7 +166,8 @@ class Encoder:
             "identical": "{} pairs were left out: chosen and rejected are the same.",
             "ties": "{} pairs were left out: neither side is better, and only probabilities can say so to the loss.",
             "turned": "{} pairs changed sides: fewer than half of the annotators preferred what is chosen.",
-            "unseen": "{} solutions are first wrong beyond {} tokens, where no step is read: a judge of steps cannot know it.",
+            "undecided": "{} solutions are cut at {} tokens before any wrong step: their steps count, but in no figure of whole "
+            "solutions, because nobody who reads them can know how they end.",
             "unscored": "{} rows were left out: they have no score of an attribute that is learned.",
             "broken": "{} messages hold a control token of the model; an invisible character makes it plain text.",
         }

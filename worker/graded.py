@@ -44,7 +44,9 @@ def solutions(encoder: Encoder, rows: list[Row], *, separator: str, first_error_
     """``input_ids``, ``ends`` (S: the last token of each step), ``labels`` (S: 1 right, 0 wrong) for a process reward model.
 
     A label that does not count is ``IGNORED``: with *first_error_only* that of each step after the first wrong one.
-    ``right``: whether no step is wrong, those that were cut off included.
+    ``right``: whether the solution is right, as far as its reader can know: 0 if a step that is read is wrong, 1 if none is and
+    nothing was cut off. ``IGNORED`` if the end was cut off before any wrong step: what decides is not there to be read, whether
+    the rest is wrong (a verdict "right" would be punished for what nobody saw) or right (it would be rewarded for it).
     """
     columns: Columns = {"input_ids": [], "prompt_tokens": [], "ends": [], "labels": [], "right": []}
     for row, prompt in zip(rows, encoder.openings([row["prompt"] for row in rows]), strict=True):
@@ -59,12 +61,13 @@ def solutions(encoder: Encoder, rows: list[Row], *, separator: str, first_error_
             encoder.counts["dropped"] += 1
             continue
         encoder.counts["cut"] += kept < len(ends)
-        encoder.counts["unseen"] += kept <= wrong < len(told)
+        undecided = kept < len(told) and wrong >= kept
+        encoder.counts["undecided"] += undecided
         columns["input_ids"].append(ids[: ends[kept - 1] + 1])
         columns["prompt_tokens"].append(len(prompt))
         columns["ends"].append(ends[:kept])
         columns["labels"].append(labels[:kept])
-        columns["right"].append(int(wrong == len(told)))
+        columns["right"].append(IGNORED if undecided else int(wrong == len(told)))
     return columns
 
 

@@ -12,6 +12,7 @@ Events out: ``eval_step_accuracy`` beside ``eval_step_base_rate`` (always saying
 (share of wrong steps that are seen), ``eval_first_error_accuracy`` (the first wrong step, or that there is none) and
 ``eval_solution_accuracy`` with their base rates, calibration of the steps, ``eval_length_accuracy`` (a limit of tokens
 alone says whether the solution is right), ``eval_length_correlation``; held-out solutions with the score of every step.
+A solution that was cut off before any wrong step is in no figure of whole solutions (:func:`worker.graded.solutions`).
 
 Left out: labels from rollouts (Wang et al. 2023, arXiv:2312.08935).
 """
@@ -72,9 +73,7 @@ class ProcessReward(OwnLoss):
         logits, labels = kept["logits"], kept["labels"]  # (N, S) each
         counts = labels != IGNORED
         d, p = logits[counts], labels[counts]
-        solved = torch.tensor(held_out["right"][:], dtype=torch.float64)  # (N,)
-        reduced = torch.tensor([self.reduced(row[~row.isnan()]) for row in logits], dtype=torch.float64)
-        limit = calibration.length_limit(lengths(learned), torch.tensor(learned["right"][:]))
+        reduced = torch.tensor([self.reduced(row[~row.isnan()]) for row in logits], dtype=torch.float64)  # (N,)
         found, true = first_below(logits < 0), first_below(labels == 0)  # (N,); a label that is ignored is no wrong one
         return {
             "step_accuracy": calibration.accuracy(d, p),
@@ -82,10 +81,8 @@ class ProcessReward(OwnLoss):
             "wrong_found": (d[p == 0] < 0).double().mean().item(),
             "first_error_accuracy": (found == true).double().mean().item(),
             "first_error_base_rate": _most(true),
-            "solution_accuracy": ((reduced > 0.5) == solved.bool()).double().mean().item(),
-            "solution_base_rate": _most(solved),
+            **of_solutions(reduced, held_out, learned),
             **calibration.calibration(d, p).figures(),
-            "length_accuracy": limit.accuracy(lengths(held_out), solved),
             "length_correlation": calibration.pearson(reduced, lengths(held_out)),
         }
 
@@ -93,6 +90,26 @@ class ProcessReward(OwnLoss):
         """The score of a solution with these steps (S,)."""
         chances: list[float] = logits.sigmoid().tolist()
         return scoring.reduce_steps(chances, self.meaning.reduce)
+
+
+def of_solutions(reduced: Tensor, held_out: Dataset, learned: Dataset) -> dict[str, float]:
+    """How often the scores (N,) of the held-out solutions, the most frequent verdict, and the length judge are right.
+
+    Of those whose verdict can be known; nothing if there are none.
+    """
+    right, shown = (torch.tensor(side["right"][:]) for side in (held_out, learned))
+    decided, example = right != IGNORED, shown != IGNORED
+    if not decided.any():
+        return {}
+    solved = right[decided]
+    told = {
+        "solution_accuracy": ((reduced[decided] > 0.5) == solved.bool()).double().mean().item(),
+        "solution_base_rate": _most(solved),
+    }
+    if example.any():
+        limit = calibration.length_limit(lengths(learned)[example], shown[example])
+        told["length_accuracy"] = limit.accuracy(lengths(held_out)[decided], solved)
+    return told
 
 
 def first_below(wrong: Tensor) -> Tensor:

@@ -169,14 +169,19 @@ def test_a_cut_solution_keeps_whole_steps(tokenizer: Any) -> None:
     short = Encoder(tokenizer, 60)
     columns = graded.solutions(short, [row], separator="\n", first_error_only=True)
     assert columns["labels"] == [[1, 1]]
-    assert columns["right"] == [0]  # what was cut off was wrong all the same
-    assert (short.counts["cut"], short.counts["unseen"]) == (1, 1)
-    assert "first wrong beyond 60 tokens" in short.note()[-1].text
+    assert columns["right"] == [IGNORED]  # what was cut off was wrong, and nobody can read it
+    assert (short.counts["cut"], short.counts["undecided"]) == (1, 1)
+    assert "cut at 60 tokens before any wrong step" in short.note()[-1].text
+    sound = graded.solutions(
+        short, [solution(["first", "x" * 300], [True, True])], separator="\n", first_error_only=True
+    )
+    assert sound["right"] == [IGNORED]  # nor can that it was right
     seen = Encoder(tokenizer, 60)
-    graded.solutions(
+    wrong = graded.solutions(
         seen, [solution(["first", "second", "x" * 300], [True, False, False])], separator="\n", first_error_only=True
     )
-    assert (seen.counts["cut"], seen.counts["unseen"]) == (1, 0)
+    assert wrong["right"] == [0]
+    assert (seen.counts["cut"], seen.counts["undecided"]) == (1, 0)
     tiny = Encoder(tokenizer, 8)
     assert graded.solutions(tiny, [row], separator="\n", first_error_only=True)["labels"] == []
     assert (tiny.counts["dropped"], tiny.counts["cut"]) == (1, 0)  # said once
@@ -467,6 +472,28 @@ def test_going_on_from_scores_of_the_same_attributes(
     others = scoring.AttributesMeaning(attributes={"detail": scoring.AttributeMeaning(weight=1, offset=0, scale=1)})
     with pytest.raises(SpecCannotWork, match="base_model: the model has learned correctness, detail, politeness"):
         attribute_reward._take_over(networks.load(start, task="SEQ_CLS"), start, others)
+
+
+def test_a_solution_whose_verdict_was_cut_off_is_not_judged() -> None:
+    """Scores .9 .9 .2 .9 of solutions that are right, wrong, wrong and cut off: two of three, as "wrong" always says.
+
+    In training up to 2 tokens are right, and the cut-off one, long, says nothing about it: of 1, 3 and 2 tokens that
+    are right, wrong and wrong, the limit gets two. Without one whose verdict is known nothing is said.
+    """
+
+    def solutions(tokens: list[int], right: list[int]) -> Dataset:
+        return Dataset.from_dict(
+            {"input_ids": [[0] * n for n in tokens], "prompt_tokens": [0] * len(tokens), "right": right}
+        )
+
+    held_out, learned = solutions([1, 3, 2, 9], [1, 0, 0, IGNORED]), solutions([2, 3, 9], [1, 0, IGNORED])
+    scores = torch.tensor([0.9, 0.9, 0.2, 0.9])
+    assert process_reward.of_solutions(scores, held_out, learned) == {
+        "solution_accuracy": pytest.approx(2 / 3),
+        "solution_base_rate": pytest.approx(2 / 3),
+        "length_accuracy": pytest.approx(2 / 3),
+    }
+    assert process_reward.of_solutions(scores[3:], held_out.select([3]), learned) == {}
 
 
 def test_the_first_wrong_step() -> None:
