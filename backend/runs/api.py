@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from backend.accounts.access import Engineer, SignedIn, Viewer
 from backend.accounts.actors import Permission
 from backend.errors import NotFound
-from backend.runs import readout, service
+from backend.runs import lengths, readout, service
 from backend.runs.following import follow
 from backend.runs.specs import METHODS, Spec, spec_schema
 from backend.web.streams import last_event_id
@@ -97,6 +97,15 @@ class RunView(BaseModel):
     models: list[ModelMade] = []
 
 
+class RowLengths(BaseModel):
+    """How long rows are in a model's tokens, of up to 200 evenly spread rows, shortest first."""
+
+    rows: list[int]
+    """Prompt and the longest completion, without what a chat template adds."""
+    prompts: list[int]
+    """Prompt alone."""
+
+
 class RunList(BaseModel):
     """A page of runs, newest first."""
 
@@ -136,6 +145,17 @@ def read_spec(actor: SignedIn, method: str) -> dict[str, Any]:
         return spec_schema(method)
     except KeyError:
         raise NotFound(f"There is no method “{method}”.", remedy=f"Methods: {', '.join(METHODS)}.") from None
+
+
+@router.get("/versions/{version_id}/lengths")
+def read_lengths(actor: Viewer, session: UnitOfWork, version_id: int, model: int) -> RowLengths:
+    """How long the rows of a dataset version are in the tokens of *model*: what ``max_length`` would cut."""
+    found = lengths.sample(session, actor, model, version_id)
+    if found is None:
+        raise NotFound(
+            "The model has no tokenizer that can be read here.", remedy="Register it with its tokenizer.json."
+        )
+    return RowLengths(rows=found.rows, prompts=found.prompts)
 
 
 @router.post("/projects/{project_id}/runs", status_code=201)

@@ -16,6 +16,7 @@ from backend.datasets.tables import DatasetVersion
 from backend.errors import Invalid, NotFound
 from backend.registry import service as registry
 from backend.registry.tables import Model
+from backend.runs import lengths
 from backend.runs.specs import (
     NEEDS,
     REWARD_MODELS,
@@ -49,6 +50,9 @@ def check_spec(session: Session, actor: Actor, project_id: int, spec: AnySpec) -
     _columns(spec, version)
     _scoring(session, actor, project_id, spec)
     _lengths(spec)
+    if wrong := lengths.refusal(session, spec, model, version):
+        said, field, remedy = wrong
+        raise InvalidSpec(said, field=field, remedy=remedy)
     _machines(session, spec)
     return model, version
 

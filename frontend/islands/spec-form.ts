@@ -1,7 +1,7 @@
 // <spec-form>: the form of a run, built from its spec's JSON schema. A field that means nothing under another choice is not there.
 // The server leaves five JSON blocks beside it: spec-schema, spec-options, spec-presets, spec-start, spec-workers.
 import { fitting, offerGates, row, type Form, type Options, type VersionOption } from "./form/fields.ts";
-import { ready, type Workers } from "./form/ready.ts";
+import { ready, type Lengths, type Workers } from "./form/ready.ts";
 import { at, plain, put, same, Shape, type Document, type Node, type Schema, type Value } from "./form/schema.ts";
 import { essential, groupOf, idOf, orderOf, type Group } from "./form/words.ts";
 import { bounds, wrong } from "./form/wrong.ts";
@@ -39,6 +39,8 @@ class SpecForm extends HTMLElement implements Form {
   #presets: PresetGroup[] = [];
   #start: Start = { name: "", parent: null, spec: null, home: "/" };
   #workers: Workers | null = null;
+  /** Lengths of rows by model and version; null until they came, or where they cannot be known. */
+  #lengths = new Map<string, Lengths | null>();
   #values: Document = {};
   #first: Document = {};
   #preset: Document = {};
@@ -344,6 +346,20 @@ class SpecForm extends HTMLElement implements Form {
     return typeof value === "string" && value !== "" && Number.isFinite(Number(value)) ? Number(value) : null;
   }
 
+  #rowLengths(): Lengths | null {
+    const [model, version] = [this.value("base_model"), this.value("dataset")].map(String);
+    const key = `${model} ${version}`;
+    if (model && version && !this.#lengths.has(key)) {
+      this.#lengths.set(key, null);
+      const came = (lengths: Lengths): void => {
+        this.#lengths.set(key, lengths);
+        this.#card();
+      };
+      void api<Lengths>(`/api/v1/versions/${version}/lengths?model=${model}`).then(came, () => undefined);
+    }
+    return this.#lengths.get(key) ?? null;
+  }
+
   #seedCount(): number | null {
     const count = Number(this.#seeds.value);
     return Number.isInteger(count) && count >= 1 && count <= MOST_SEEDS ? count : null;
@@ -358,7 +374,7 @@ class SpecForm extends HTMLElement implements Form {
     }
     this.#seeds.setAttribute("aria-invalid", String(seeds === null));
     const unfit = this.#nodes.filter((node) => this.#wrong(node)).map((node) => node.path);
-    const parts = ready({ method: this.method, version: this.version(), number: (path) => this.#number(path), wrong: seeds === null ? [...unfit, "seeds"] : unfit, seeds: seeds ?? 1, options: this.options, workers: this.#workers, go: (path) => this.#go(path) });
+    const parts = ready({ method: this.method, version: this.version(), number: (path) => this.#number(path), wrong: seeds === null ? [...unfit, "seeds"] : unfit, seeds: seeds ?? 1, options: this.options, workers: this.#workers, lengths: this.#rowLengths(), go: (path) => this.#go(path) });
     this.#ready.replaceChildren(...parts.filter((part) => part instanceof Element));
   }
 

@@ -22,7 +22,6 @@ TRAINING_STACK = (
     "accelerate",
     "datasets",
     "safetensors",
-    "tokenizers",
 )
 WEB_AND_DATABASE = ("sqlalchemy", "fastapi", "starlette", "celery", "redis", "psycopg", "pyarrow", "numpy", "httpx")
 

@@ -10,6 +10,12 @@ export interface Workers {
   waiting: number;
 }
 
+/** Each ascending; what a chat template adds is not counted. */
+export interface Lengths {
+  rows: number[];
+  prompts: number[];
+}
+
 export interface Known {
   method: string;
   version: VersionOption | undefined;
@@ -20,6 +26,8 @@ export interface Known {
   seeds: number;
   options: Options;
   workers: Workers | null;
+  /** Tokens of evenly spread rows in the chosen model's words; null while unknown. */
+  lengths: Lengths | null;
   go(path: string): void;
 }
 
@@ -51,6 +59,27 @@ function rows(known: Known): Fact[] {
   return facts;
 }
 
+/** What the longest length would cut: the end of a row, or the beginning of a prompt that is answered live. */
+function cut(known: Known): Child[] {
+  const [longest, answer] = [known.number("max_length"), known.number("sampling.max_new_tokens")];
+  if (!known.lengths?.rows.length || !longest) return [];
+  const room = answer === null ? longest : longest - answer;
+  const lengths = answer === null ? known.lengths.rows : known.lengths.prompts;
+  const over = lengths.filter((length) => length > room).length / lengths.length;
+  const said = answer === null ? "rows. What is longer is cut at its end" : "prompts. What is longer is cut at its beginning";
+  const middle = lengths[Math.floor(lengths.length / 2)] ?? 0;
+  return [
+    h("h3", {}, "Tokens"),
+    h(
+      "dl",
+      { class: "pairs" },
+      h("div", {}, h("dt", {}, answer === null ? "Half of the rows have up to" : "Half of the prompts have up to"), h("dd", {}, number(middle))),
+      h("div", {}, h("dt", {}, `Longer than ${number(room)}, about`), h("dd", {}, over ? `${number(100 * over, 2)} %` : "none")),
+    ),
+    over ? h("p", { class: over >= 0.1 ? "small look" : "small quiet" }, `By ${number(lengths.length)} ${said}.`) : null,
+  ];
+}
+
 function queue({ workers, seeds }: Known): HTMLElement {
   if (workers === null) return h("p", { class: "small quiet" }, "unknown");
   if (!workers.total) return h("p", { class: "small look" }, `No worker is there. The run${seeds > 1 ? "s" : ""} will wait in the queue until one comes.`);
@@ -74,6 +103,7 @@ export function ready(known: Known): Child[] {
     h("h2", { id: "ready-title" }, h("span", { class: "state", "data-state": isReady ? "ready" : "not-ready" }, glyph(isReady ? "succeeded" : "failed"), isReady ? " Ready" : " Not ready")),
     isReady ? null : h("p", { class: "small quiet" }, wrong.length === 1 ? "One field to mend: " : `${wrong.length} fields to mend: `, ...links, "."),
     h("dl", { class: "pairs" }, ...rows(known).map(([term, value, unit]) => h("div", {}, h("dt", {}, term), h("dd", {}, value, unit ? h("span", { class: "unit" }, ` ${unit}`) : null)))),
+    ...cut(known),
     ...time,
     h("h3", {}, "Workers"),
     queue(known),
