@@ -21,7 +21,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 from backend import errors
 from backend.datasets.formats import Source, open_source
-from backend.datasets.mapping import Mapper, Mapping, suggest
+from backend.datasets.mapping import Mapper, Mapping
+from backend.datasets.recognition import suggest
 from backend.datasets.rowfile import BadRow, RowTooLarge, RowWriter, Written
 from backend.datasets.rows import Row
 from backend.datasets.strictjson import BadFile, FileTooLarge

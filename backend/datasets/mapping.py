@@ -1,32 +1,16 @@
-"""From the columns of a file to TRL's: what to take, what to call it, and how conversations are written there."""
+"""From the columns of a file to TRL's: what to take, what to call it, and how a row is put together from it."""
 
-import math
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from backend.datasets import cells
+from backend.datasets.cells import MessageKeys
 from backend.datasets.rowfile import BadRow
 from backend.datasets.rows import COLUMNS, TEXTS, Row, RowType
-
-ROLES = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-    "chatgpt": "assistant",
-    "tool": "tool",
-    "function": "tool",
-    "observation": "tool",
-}
-"""Names of roles as they are found in files → TRL's."""
 
 SPEAKER = {"text": "user", "prompt": "user", "completion": "assistant", "chosen": "assistant", "rejected": "assistant"}
 """Who says the plain text of a column when it becomes a conversation."""
@@ -46,17 +30,6 @@ class Strict(BaseModel):
     """Frozen, and a misspelled key is an error with its path."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class MessageKeys(Strict):
-    """How a message of a conversation is written in the file."""
-
-    role: str = "role"
-    """Key that says who speaks."""
-    content: str = "content"
-    """Key that holds what is said."""
-    roles: dict[str, Literal["system", "user", "assistant", "tool"]] = Field(default_factory=dict, max_length=50)
-    """Further names of roles; human, gpt, bot and the like are known."""
 
 
 class Winner(Strict):
@@ -128,18 +101,6 @@ def find(row: Row, path: str) -> Any:
     return value
 
 
-_TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
-
-
-def split_transcript(text: str) -> list[dict[str, str]]:
-    r"""``\n\nHuman: a\n\nAssistant: b`` → two messages. Raises :class:`BadRow` if nobody speaks first."""
-    parts = _TURN.split(text)
-    if parts[0].strip() or len(parts) < 3:
-        raise BadRow("The text is no transcript: it does not begin with “Human:” or “Assistant:”.")
-    speaks = {"Human": "user", "Assistant": "assistant"}
-    return [{"role": speaks[who], "content": said.strip()} for who, said in zip(parts[1::2], parts[2::2], strict=True)]
-
-
 def split_prompt(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
     """``(prompt, chosen, rejected)`` of two whole texts or conversations.
 
@@ -166,125 +127,6 @@ def split_prompt(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
             remedy="Map a prompt column, or leave such rows out.",
         )
     return chosen[:n], chosen[n:], rejected[n:]
-
-
-def _messages(value: list[Any], column: str, keys: MessageKeys) -> list[dict[str, str]]:
-    found = []
-    if not value:
-        raise BadRow("The conversation has no message.", field=column)
-    for n, message in enumerate(value, 1):
-        if not isinstance(message, dict):
-            raise BadRow(f"Message {n} is not an object with {keys.role} and {keys.content}.", field=column)
-        role, content = message.get(keys.role), message.get(keys.content)
-        if not isinstance(role, str) or not isinstance(content, str):
-            what = keys.role if not isinstance(role, str) else keys.content
-            raise BadRow(
-                f"Message {n} has no text under “{what}”.",
-                field=column,
-                remedy="Say under which keys role and content stand.",
-            )
-        known = keys.roles.get(role) or ROLES.get(role) or ROLES.get(role.lower())
-        if known is None:
-            raise BadRow(f"Message {n} is said by “{role[:40]}”, which is no known role.", field=column)
-        if len(message) > 2:
-            for key in ("tool_calls", "function_call"):
-                if message.get(key):
-                    raise BadRow(f"Message {n} has {key}, which rows cannot hold yet.", field=column)
-        found.append({"role": known, "content": content})
-    return found
-
-
-def _label(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    word = str(value).strip().lower() if isinstance(value, str | int | float) else ""
-    if word in ("true", "1", "1.0", "yes", "good", "up", "👍"):
-        return True
-    if word in ("false", "0", "0.0", "-1", "no", "bad", "down", "👎"):
-        return False
-    raise BadRow(f"The label {str(value)[:40]!r} is neither true nor false.", field="label")
-
-
-def _margin(value: Any) -> float:
-    try:
-        margin = float(value) if not isinstance(value, bool) else math.nan
-    except (TypeError, ValueError, OverflowError):
-        margin = math.nan
-    if not math.isfinite(margin):
-        raise BadRow(f"The margin {str(value)[:40]!r} is no finite number.", field="margin")
-    return margin
-
-
-def _probability(value: Any) -> float:
-    try:
-        probability = float(value) if not isinstance(value, bool) else math.nan
-    except (TypeError, ValueError, OverflowError):
-        probability = math.nan
-    if not 0 <= probability <= 1:
-        raise BadRow(f"The probability {str(value)[:40]!r} is no number from 0 to 1.", field="probability")
-    return probability
-
-
-def _steps(value: Any) -> list[str]:
-    if not isinstance(value, list) or not value:
-        raise BadRow("The solution is no list of steps.", field="completions")
-    for n, step in enumerate(value, 1):
-        if not isinstance(step, str) or not step.strip():
-            raise BadRow(f"Step {n} is no text.", field="completions")
-    return value
-
-
-def _step_labels(value: Any, steps: int, *, ratings: bool) -> list[bool]:
-    """One boolean per step, from booleans (or *ratings*, of which only −1 is wrong) or the index of the first wrong one."""
-    if value is None:
-        return [True] * steps
-    if isinstance(value, int) and not isinstance(value, bool):
-        if not 0 <= value < steps:
-            raise BadRow(
-                f"Step {value} is said to be wrong first, and there are {steps}, counted from 0.", field="labels"
-            )
-        return [n < value for n in range(steps)]
-    if not isinstance(value, list) or len(value) != steps:
-        said = f"{len(value)} labels" if isinstance(value, list) else "no list of labels"
-        raise BadRow(f"There are {said} for {steps} steps.", field="labels")
-    if ratings:
-        return [_rating(one) >= 0 for one in value]
-    if any(type(one) is int and one == -1 for one in value):
-        # whether 0 is wrong or neutral is not a question of one row: the others have no −1 that would tell
-        raise BadRow("A label is −1, so these are ratings.", field="labels", remedy="Say so: then 0 is neutral.")
-    return [_label(one) for one in value]
-
-
-def _rating(value: Any) -> int:
-    if type(value) is not int or value not in (-1, 0, 1):
-        raise BadRow(f"The rating {str(value)[:40]!r} is none of −1, 0 and 1.", field="labels")
-    return value
-
-
-def _scores(value: Any) -> dict[str, float]:
-    if not isinstance(value, dict) or not value:
-        raise BadRow("The scores are no object of attributes and numbers.", field="scores")
-    scores = {}
-    for name, score in value.items():
-        if score is None:
-            continue
-        try:
-            number = float(score) if not isinstance(score, bool) else math.nan
-        except (TypeError, ValueError, OverflowError):
-            number = math.nan
-        if not math.isfinite(number):
-            raise BadRow(f"The score of “{str(name)[:40]}” is no finite number: {str(score)[:40]!r}.", field="scores")
-        scores[name] = number
-    if not scores:
-        raise BadRow("No attribute has a score.", field="scores")
-    return scores
-
-
-def _json(text: str, column: str) -> Any:
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError:
-        raise BadRow(f"The cell holds no JSON: {text[:40]!r}.", field=column) from None
 
 
 class Mapper:
@@ -336,7 +178,7 @@ class Mapper:
                 row["prompt"], row["chosen"], row["rejected"] = split_prompt(row["chosen"], row["rejected"])
             row = {"prompt": row.pop("prompt"), **row}
         if mapping.row_type is RowType.STEPWISE:
-            row["labels"] = _step_labels(row["labels"], len(row["completions"]), ratings=mapping.ratings)
+            row["labels"] = cells.step_labels(row["labels"], len(row["completions"]), ratings=mapping.ratings)
         for column in ("completion", "chosen", "rejected"):
             if isinstance(row.get(column), list) and not any(m["role"] == "assistant" for m in row[column]):
                 raise BadRow("The assistant says nothing in it.", field=column)
@@ -348,7 +190,7 @@ class Mapper:
 
     def _take(self, raw: Row, column: str, path: str | list[str]) -> Any:
         if column == "scores" and isinstance(path, list):
-            return _scores({one: None if (score := find(raw, one)) is MISSING else score for one in path})
+            return cells.scores({one: None if (score := find(raw, one)) is MISSING else score for one in path})
         if isinstance(path, list):
             parts = [find(raw, one) for one in path]
             for one, part in zip(path, parts, strict=True):
@@ -366,28 +208,30 @@ class Mapper:
                 return MISSING
             raise BadRow(f"There is nothing under “{path}”.", field=column)
         if column == "label":
-            return _label(value)
+            return cells.label(value)
         if column == "margin":
-            return MISSING if value == "" else _margin(value)
+            return MISSING if value == "" else cells.margin(value)
         if column == "probability":
-            return MISSING if value == "" else _probability(value)
+            return MISSING if value == "" else cells.probability(value)
         if column in ("completions", "labels", "scores"):
             if self._cells_hold_json and isinstance(value, str):
-                value = _json(value, column)
-            return _steps(value) if column == "completions" else _scores(value) if column == "scores" else value
+                value = cells.parsed(value, column)
+            return (
+                cells.steps(value) if column == "completions" else cells.scores(value) if column == "scores" else value
+            )
         if isinstance(value, str):
             if self._mapping.transcripts:
-                return split_transcript(value)
+                return cells.split_transcript(value)
             if self._cells_hold_json and value.startswith('[{"'):
                 try:
-                    return _messages(orjson.loads(value), column, self._mapping.messages)
+                    return cells.messages(orjson.loads(value), column, self._mapping.messages)
                 except (orjson.JSONDecodeError, BadRow):
                     return value
             return value
         if isinstance(value, list):
-            return _messages(value, column, self._mapping.messages)
+            return cells.messages(value, column, self._mapping.messages)
         if isinstance(value, dict) and self._mapping.messages.content in value:
-            return _messages([value], column, self._mapping.messages)
+            return cells.messages([value], column, self._mapping.messages)
         raise BadRow(f"Under “{path}” stands neither text nor a conversation.", field=column)
 
     def _put_winner_first(self, row: Row, raw: Row) -> bool:
@@ -431,168 +275,3 @@ def identity(row_type: RowType) -> Callable[[Row], Row]:
         return row
 
     return check
-
-
-# --- what a file probably is -------------------------------------------------------------------------------------
-
-
-class Suggestion(NamedTuple):
-    """A mapping that fits the first rows, with a name for people."""
-
-    name: str
-    mapping: Mapping
-
-
-_ALIASES: dict[str, tuple[str, ...]] = {
-    "messages": ("messages", "conversations", "conversation", "dialog", "dialogue"),
-    "prompt": ("prompt", "instruction", "question", "query", "problem", "input.messages", "source", "context", "input"),
-    "completion": (
-        "completion",
-        "response",
-        "output",
-        "answer",
-        "solution",
-        "canonical_solution",
-        "code",
-        "best answer",
-        "system_output",
-        "instances.0.output",
-    ),
-    "chosen": ("chosen", "preferred_output", "preferred", "chosen_response", "response_chosen", "best answer"),
-    "rejected": (
-        "rejected",
-        "non_preferred_output",
-        "dispreferred",
-        "rejected_response",
-        "response_rejected",
-        "best incorrect answer",
-    ),
-    "label": ("label", "thumbs", "is_good", "good"),
-    "margin": ("margin",),
-    "probability": ("probability", "soft_label"),
-    "completions": ("completions", "steps"),
-    "labels": ("labels", "mistake_index", "step_labels"),
-    "scores": ("scores", "ratings", "attributes"),
-    "text": ("text",),
-}
-_SIDES = [
-    ("output_1", "output_2"),
-    ("response 1", "response 2"),
-    ("response_1", "response_2"),
-    ("response_a", "response_b"),
-    ("answer_a", "answer_b"),
-    ("completion_a", "completion_b"),
-    ("response1", "response2"),
-]
-_WINNERS = ("winner", "label", "preference", "preferred", "choice")
-_VALUES: list[tuple[str, str]] = [
-    ("0", "1"),
-    ("1", "2"),
-    ("a", "b"),
-    ("A", "B"),
-    ("model_a", "model_b"),
-    ("response_a", "response_b"),
-]
-_CONTEXT = (("instruction", "input"), ("instruction", "instances.0.input"), ("body", "question"), ("Body", "Question"))
-
-
-def suggest(rows: list[Row]) -> list[Suggestion]:
-    """Mappings that fit *rows* (the first of a file), the likeliest first; empty if nothing is recognized."""
-    if not rows:
-        return []
-    first = rows[0]
-    by_name = {name.lower(): name for name in first}
-
-    def path(column: str) -> str | None:
-        for alias in _ALIASES[column]:
-            if alias in by_name:
-                return by_name[alias]
-            if "." in alias and find(first, alias) is not MISSING:
-                return alias
-        return None
-
-    at = {column: path(column) for column in _ALIASES}
-    prompt: str | list[str] | None = at["prompt"]
-    for pair in _CONTEXT:
-        if prompt != "prompt" and all(isinstance(find(first, one), str) for one in pair):
-            prompt = list(pair)
-    tries: list[tuple[str, dict[str, Any]]] = []
-
-    def propose(name: str, row_type: RowType, columns: dict[str, Any], **more: Any) -> None:
-        given = {column: place for column, place in columns.items() if place is not None}
-        keys = _message_keys(rows, given.values())
-        tries.append((name, {"row_type": row_type, "columns": given, **({"messages": keys} if keys else {}), **more}))
-
-    if at["chosen"] and at["rejected"]:
-        sides = {"chosen": at["chosen"], "rejected": at["rejected"]}
-        if all(isinstance(find(r, p), str) and _TURN.match(find(r, p)) for r in rows[:5] for p in sides.values()):
-            propose("HH transcripts", RowType.PREFERENCE, sides, transcripts=True)
-        propose(
-            "Preference pairs",
-            RowType.PREFERENCE,
-            {"prompt": prompt, **sides, "margin": at["margin"], "probability": at["probability"]},
-        )
-    for left, right in _SIDES:
-        if left in by_name and right in by_name:
-            columns = {"prompt": prompt, "chosen": by_name[left], "rejected": by_name[right]}
-            for column in (by_name[word] for word in _WINNERS if word in by_name):
-                said = {str(find(row, column)) for row in rows}
-                # 0 and 1 come first: beside them a 2 is a tie, while 1 and 2 alone name the sides
-                for one, two in _VALUES:
-                    if {one, two} <= said:
-                        winner = {"column": column, "first": one, "second": two}
-                        propose("Pairs with a winner", RowType.PREFERENCE, columns, winner=winner)
-                        break
-    if prompt and at["completions"] and at["labels"]:
-        steps = {"prompt": prompt, "completions": at["completions"], "labels": at["labels"]}
-        if any(isinstance(labels := find(row, at["labels"]), list) and -1 in labels for row in rows):
-            propose("Steps with ratings", RowType.STEPWISE, steps, ratings=True)
-        propose("Steps with labels", RowType.STEPWISE, steps)
-    if prompt and at["completion"] and at["scores"]:
-        scored = {"prompt": prompt, "completion": at["completion"], "scores": at["scores"]}
-        propose("Completions with scores", RowType.SCORED, scored)
-    if prompt and at["completion"] and at["label"] and not isinstance(find(first, at["label"]), str | dict | list):
-        propose(
-            "Prompts and completions with thumbs",
-            RowType.UNPAIRED,
-            {"prompt": prompt, "completion": at["completion"], "label": at["label"]},
-        )
-    if at["messages"]:
-        propose("Conversations", RowType.LANGUAGE_MODELING, {"messages": at["messages"]})
-    if prompt and at["completion"]:
-        propose(
-            "Prompts and completions", RowType.PROMPT_COMPLETION, {"prompt": prompt, "completion": at["completion"]}
-        )
-    elif at["text"] and at["completion"]:
-        propose(
-            "Prompts and completions", RowType.PROMPT_COMPLETION, {"prompt": at["text"], "completion": at["completion"]}
-        )
-    if at["text"]:
-        propose("Plain text", RowType.LANGUAGE_MODELING, {"text": at["text"]})
-    if prompt:
-        propose("Prompts only", RowType.PROMPT_ONLY, {"prompt": prompt})
-    return [
-        Suggestion(name, mapping) for name, fields in tries if _fits(mapping := Mapping.model_validate(fields), rows)
-    ]
-
-
-def _message_keys(rows: list[Row], paths: Iterable[str | list[str]]) -> dict[str, str] | None:
-    for place in paths:
-        value = find(rows[0], place) if isinstance(place, str) else None
-        if isinstance(value, list) and value and isinstance(value[0], dict):
-            for role, content in (("role", "content"), ("from", "value"), ("speaker", "text"), ("role", "text")):
-                if role in value[0] and content in value[0]:
-                    return {"role": role, "content": content}
-    return None
-
-
-def _fits(mapping: Mapping, rows: list[Row]) -> bool:
-    """Whether most of the first rows can be read so."""
-    mapper, fitting = Mapper(mapping, cells_hold_json=True), 0
-    for row in rows:
-        try:
-            mapper(row)
-            fitting += 1
-        except BadRow:
-            pass
-    return fitting * 2 > len(rows)

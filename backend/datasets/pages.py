@@ -13,7 +13,7 @@ from backend.accounts.access import Engineer, Viewer
 from backend.accounts.actors import Actor, Permission
 from backend.datasets import service
 from backend.datasets.api import Filter, Uploads, take
-from backend.datasets.mapping import ROLES
+from backend.datasets.cells import ROLES
 from backend.datasets.rows import COLUMNS, RowType
 from backend.datasets.service import DatasetVersion, Use
 from backend.errors import StudioError

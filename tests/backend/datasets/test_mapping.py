@@ -2,9 +2,10 @@
 
 import pytest
 
-from backend.datasets.mapping import Mapper, Mapping, split_prompt, split_transcript, suggest
+from backend.datasets.cells import split_transcript
+from backend.datasets.mapping import Mapper, Mapping, split_prompt
 from backend.datasets.rowfile import BadRow
-from backend.datasets.rows import Row, RowType
+from backend.datasets.rows import Row
 
 
 def say(*turns: str) -> list[dict[str, str]]:
@@ -64,17 +65,6 @@ def test_messages_under_other_names() -> None:
     assert mapped(row, "language_modeling", {"messages": "conversations"}, messages=keys) == {
         "messages": say("hi", "hello")
     }
-    assert suggest([row])[0].mapping.messages.role == "from"
-
-
-def test_openai_preference_rows_are_recognized() -> None:
-    row = {
-        "input": {"messages": say("hi"), "tools": []},
-        "preferred_output": say("", "hello")[1:],
-        "non_preferred_output": say("", "go away")[1:],
-    }
-    found = Mapper(suggest([row])[0].mapping)(row)
-    assert found == {"prompt": say("hi"), "chosen": say("", "hello")[1:], "rejected": say("", "go away")[1:]}
 
 
 def test_a_text_prompt_beside_whole_conversations() -> None:
@@ -97,13 +87,6 @@ def test_the_winner_is_told_by_a_column_and_ties_are_left_out() -> None:
     ]
     assert rows[2] is None
     assert mapper.left_out == {"neither side won": 1}
-
-
-def test_zero_and_one_are_the_sides_when_two_is_a_tie() -> None:
-    rows = [{"prompt": "q", "response 1": "a", "response 2": "b", "label": n % 3} for n in range(9)]
-    winner = suggest(rows)[0].mapping.winner
-    assert winner is not None
-    assert (winner.first, winner.second) == ("0", "1")
 
 
 @pytest.mark.parametrize(
@@ -141,11 +124,6 @@ def test_plain_texts_can_become_conversations() -> None:
         as_conversation=True,
     )
     assert row == {"prompt": say("hi"), "completion": say("", "hello")[1:]}
-
-
-def test_nothing_is_guessed_where_nothing_is_known() -> None:
-    assert suggest([{"a": 1, "b": "x"}]) == []
-    assert [s.mapping.row_type for s in suggest([{"text": "once upon a time"}])] == [RowType.LANGUAGE_MODELING]
 
 
 # --- probabilities, steps, scores ---------------------------------------------------------------------------------
@@ -209,9 +187,6 @@ def test_zero_is_neutral_in_every_row_of_ratings_and_in_none_without() -> None:
     assert (mapped(rows[1], "stepwise", STEPS) or {})["labels"] == [True, False, True]
     with pytest.raises(BadRow, match="none of −1, 0 and 1"):
         mapped({**rows[0], "wrong": [1, 2, 0]}, "stepwise", STEPS, ratings=True)
-    named: list[Row] = [{"prompt": "q", "steps": ["a", "b"], "labels": w} for w in ([0, 1], [1, -1])]
-    assert suggest(named)[0].mapping.ratings
-    assert not suggest(named[:1])[0].mapping.ratings
 
 
 @pytest.mark.parametrize(
@@ -247,10 +222,3 @@ def test_scores_come_as_an_object_or_as_columns() -> None:
     for bad in ({}, {"clear": "good"}, {"clear": True}, {"clear": None}, 3):
         with pytest.raises(BadRow):
             mapped({"q": "q", "c": "c", "s": bad}, "scored", {"prompt": "q", "completion": "c", "scores": "s"})
-
-
-def test_files_with_steps_and_scores_are_recognized() -> None:
-    steps = [{"input": "q", "steps": ["a", "b"], "target": "1", "mistake_index": None}]
-    assert suggest(steps)[0].mapping.row_type is RowType.STEPWISE
-    scored = [{"source": "q", "system_output": "c", "scores": {"clear": 1.5}}]
-    assert suggest(scored)[0].mapping.row_type is RowType.SCORED
