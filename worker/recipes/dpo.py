@@ -18,7 +18,7 @@ pass. A resumed run computes it again from the same start.
 
 Columns in: ``prompt``, ``chosen``, ``rejected``, and ``probability`` if asked for. Events out:
 ``rewards/{chosen,rejected,margins,accuracies}`` (β times the log-ratios), ``logps/*``, ``loss``, their ``eval_`` twins,
-and held-out completions (greedy). Accuracy does not ask ties; with p < 1/2 the rejected side is the better one.
+what length alone says (``eval_length_accuracy``, ``eval_longer_accuracy``), and held-out completions (greedy). Accuracy does not ask ties; with p < 1/2 the rejected side is the better one.
 
 Differs from the IPO paper: averaged instead of summed log-ratios, as its authors advise. Left out: TRL's other losses.
 """
@@ -36,13 +36,14 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from backend.runs.specs import IPO, DPOSpec, FullWeights, Hinge, Launch, Robust, Sigmoid
 from worker import networks, objectives, ranks, rows
 from worker.recipes import pairs, training
+from worker.recipes.reckoning import Compared
 from worker.recipes.show import written
 
 if TYPE_CHECKING:
     from worker.report import Report, Stop
 
 
-class DPO(training.Frame, DPOTrainer):
+class DPO(Compared, DPOTrainer):
     """TRL's trainer in our frame."""
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:

@@ -1,8 +1,7 @@
-"""What recipes of models that score have in common: figures of all held-out rows at once, and texts with their scores.
+"""What recipes of models that score have in common: what their outputs mean, a loss over what is known, texts with scores.
 
-Ranks, calibration and accuracies are no means over batches, so every evaluation keeps what it finds about each row and
-reckons at its end. Reported for every kind: calibration (:mod:`worker.calibration`), the judge that only measures length,
-and the correlation between score and length.
+Reported for every kind: calibration (:mod:`worker.calibration`), the judge that only measures length, and the correlation
+between score and length.
 """
 
 import math
@@ -11,16 +10,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedTokenizerBase
 from trl import RewardConfig
 
 from worker import scoring
 from worker.objectives import IGNORED
-from worker.recipes import training
+from worker.recipes.reckoning import Means, Reckoning, tokens
 from worker.rows import Prepared
 
 if TYPE_CHECKING:
@@ -29,37 +27,11 @@ if TYPE_CHECKING:
 Collate = Callable[[list[dict[str, Any]]], dict[str, Tensor]]
 
 
-class Judge(training.Frame):
+class Judge(Reckoning):
     """Mixed in before the trainer of a model that scores."""
 
     meaning: scoring.AttributesMeaning | scoring.StepsMeaning | None = None
     """What the outputs mean; saved with the model unless one score per text says it all."""
-    _kept: dict[str, list[Tensor]]
-
-    def figures(self, kept: Mapping[str, Tensor]) -> dict[str, float]:
-        """The evaluation's numbers from what :meth:`keep` was given of all held-out rows, in their order."""
-        raise NotImplementedError
-
-    def keep(self, **found: Tensor) -> None:
-        """Of a held-out batch: a tensor (B, …) for each name, of the same width in every batch.
-
-        Nothing is gathered: of several processes each sees all held-out rows (:meth:`training.Frame.get_eval_dataloader`).
-        """
-        for name, values in found.items():
-            self._kept[name].append(values.detach().double().cpu())
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """See :class:`training.Frame`."""
-        self._kept = defaultdict(list)
-        return super().evaluate(*args, **kwargs)
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Put the evaluation's numbers where TRL's trainers collect their means."""
-        if not self.model.training and self._kept:
-            kept = {name: torch.cat(values) for name, values in self._kept.items()}
-            self._kept.clear()
-            self._metrics["eval"].update({name: [value] for name, value in self.figures(kept).items()})
-        super().log(logs, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
@@ -73,21 +45,7 @@ class Judge(training.Frame):
             scoring.write_meaning(self.meaning, folder)
 
 
-class _Means(Trainer):
-    """What TRL's trainers do with the numbers that they collect."""
-
-    _metrics: dict[str, dict[str, list[float]]]
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the means since the last call."""
-        mode = "train" if self.model.training else "eval"
-        prefix = "eval_" if mode == "eval" else ""
-        logs |= {f"{prefix}{name}": sum(values) / len(values) for name, values in self._metrics[mode].items()}
-        self._metrics[mode].clear()
-        super().log(logs, start_time)
-
-
-class OwnLoss(Judge, _Means):
+class OwnLoss(Judge, Means):
     """A trainer without TRL: the loss is a sum over what is known, divided by how much is known in the whole step.
 
     A mean of means would weigh a forward pass with few labels as much as one with many; so batches, accumulated passes
@@ -173,10 +131,7 @@ def inputs(rows: list[dict[str, Any]], pad: int) -> dict[str, Tensor]:
 
 def lengths(dataset: Dataset, column: str = "input_ids") -> Tensor:
     """Tokens of the completions (N,): of a column with the prompt, without it."""
-    arrow = dataset.with_format("arrow")
-    return torch.tensor(
-        pc.subtract(pc.list_value_length(arrow[column]), arrow["prompt_tokens"]).to_pylist(), dtype=torch.float64
-    )
+    return tokens(dataset, column) - torch.tensor(dataset["prompt_tokens"][:], dtype=torch.float64)
 
 
 def told(score: float | None) -> float | None:

@@ -12,34 +12,115 @@ adapter switched off for an adapter.
 
 Columns in: ``prompt``, ``completion``, ``label``; or pairs, each taken as one thumb up and one down (a tie is left out,
 a pair with p < 1/2 changes sides). Events out: ``rewards/{chosen,rejected,margins}`` (β·r of thumbs up and down),
-``logps/*``, ``kl`` (z_ref), ``loss``, their ``eval_`` twins, and held-out completions (greedy).
+``logps/*``, ``kl`` (z_ref), ``loss``, their ``eval_`` twins, and held-out completions (greedy); of pairs at every
+evaluation ``eval_rewards/accuracies`` and what length alone says (``eval_length_accuracy``, ``eval_longer_accuracy``).
 
 Differs from TRL: y' is never an answer to the same prompt, and it is cut so that prompt and y' fit the longest length.
+Held-out figures are means over rows, and z_ref is the mean over all of them: TRL's are means over batches, which weigh a
+thumb by how many of its kind share its batch.
 Left out: weights per row.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
+from torch import Tensor
 from trl import KTOConfig, KTOTrainer
 
+from backend.datasets.rows import RowType
 from backend.runs.events import Note
 from backend.runs.specs import FullWeights, KTOSpec, Launch
-from worker import networks, rows
+from worker import networks, objectives, rows
+from worker.objectives import IGNORED
 from worker.recipes import training
+from worker.recipes.reckoning import Compared, tokens
 from worker.recipes.show import written
 from worker.report import SpecCannotWork
 
 if TYPE_CHECKING:
     from worker.report import Report, Stop
 
+PAIRED = "paired"
+"""Column of rows that were pairs: their place before they were shuffled, 2n for a pair's thumb up and 2n + 1 for its thumb down."""
+
 _BALANCED = (1.0, 4 / 3)
 """Where λ_D·n_D / λ_U·n_U should be, by Ethayarajh et al. 2024 and TRL."""
 
 
-class KTO(training.Frame, KTOTrainer):
-    """TRL's trainer in our frame."""
+class KTO(Compared, KTOTrainer):
+    """TRL's trainer in our frame; held-out rows are looked at by ourselves."""
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """TRL's; of a held-out batch what is found about each row is kept."""
+        if self.model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        counts = inputs["completion_mask"]  # (B, T)
+        said = model(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            labels=inputs["input_ids"].masked_fill(counts == 0, IGNORED),
+            use_cache=False,
+            fused_lm_head=True,
+        )
+        referred, shifted = self.compute_ref_log_probs(self.ref_model or self.model, inputs)  # (B,) each
+        logps = said.log_probs.sum(1)  # (B,)
+        found = {
+            "up": inputs["label"],
+            "ratio": logps - referred,
+            "shifted": self._compute_kl_logps(model, inputs) - shifted,
+            "logps": logps,
+            "entropy": (said.entropy * counts[:, 1:]).sum(1),
+            "logits": (said.mean_logits * counts[:, 1:]).sum(1),
+            "tokens": counts[:, 1:].sum(1),
+        }
+        self.keep(**found)
+        return found["ratio"].mean()  # the loss is reckoned from all rows, whose z_ref is not known yet
+
+    def figures(self, kept: Mapping[str, Tensor]) -> dict[str, float]:
+        """Of the held-out rows, and of the pairs that they were."""
+        spec, held_out = self.launch.spec, self.eval_dataset
+        assert isinstance(spec, KTOSpec)
+        assert isinstance(held_out, Dataset)
+        told = of_rows(spec, kept)
+        if PAIRED in held_out.column_names:
+            chosen, rejected = as_pairs(held_out)
+            wins = kept["ratio"][chosen] > kept["ratio"][rejected]
+            told |= {"rewards/accuracies": wins.double().mean().item()} | super().figures(kept)
+        return told
+
+    def longer_by(self, pairs: Dataset) -> Tensor:
+        """See :class:`worker.recipes.reckoning.Compared`."""
+        chosen, rejected = as_pairs(pairs)
+        lengths = tokens(pairs, "completion_ids")
+        return lengths[chosen] - lengths[rejected]
+
+    def probabilities(self, pairs: Dataset) -> Tensor:
+        """Pairs on which annotators differ were decided before they became thumbs."""
+        return torch.ones(len(pairs) // 2, dtype=torch.float64)
+
+
+def of_rows(spec: KTOSpec, kept: Mapping[str, Tensor]) -> dict[str, float]:
+    """Means over rows: what *kept* says of each (N,), ``shifted`` the log-ratio of another prompt's completion."""
+    up, ratio = kept["up"].bool(), kept["ratio"]
+    z_ref = objectives.kto_reference_point(kept["shifted"])
+    weights = {"desirable_weight": spec.desirable_weight, "undesirable_weight": spec.undesirable_weight}
+    told = {
+        "loss": objectives.kto_loss(ratio, up, z_ref, beta=spec.beta, **weights).mean(),
+        "kl": z_ref,
+        "entropy": kept["entropy"].sum() / kept["tokens"].sum(),
+    }
+    for side, mine in (("chosen", up), ("rejected", ~up)):
+        if mine.any():
+            told[f"rewards/{side}"] = spec.beta * ratio[mine].mean()
+            told[f"logps/{side}"] = kept["logps"][mine].mean()
+            told[f"logits/{side}"] = kept["logits"][mine].sum() / kept["tokens"][mine].sum()
+    if up.any() and not up.all():
+        told["rewards/margins"] = told["rewards/chosen"] - told["rewards/rejected"]
+    return {name: value.item() for name, value in told.items()}
 
 
 def run(launch: Launch, spec: KTOSpec, report: "Report", stop: "Stop") -> None:
@@ -52,6 +133,9 @@ def run(launch: Launch, spec: KTOSpec, report: "Report", stop: "Stop") -> None:
     networks.silence_dropout(model)
     prepared = rows.prepare(launch, tokenizer, rows.thumbs)
     prepared.notes.extend(balance(prepared.train["label"][:], spec))
+    learned, held_out = prepared.train, prepared.held_out
+    if launch.row_type is RowType.PREFERENCE:
+        learned, held_out = (side.add_column(PAIRED, range(len(side))) for side in (learned, held_out))
     trainer = KTO(
         model,
         ref_model=networks.load(start) if isinstance(spec.weights, FullWeights) else None,
@@ -63,8 +147,8 @@ def run(launch: Launch, spec: KTOSpec, report: "Report", stop: "Stop") -> None:
             train_sampling_strategy="sequential",
             disable_dropout=False,
         ),
-        train_dataset=with_neighbors(shuffled(prepared.train, spec.seed), spec.max_length),
-        eval_dataset=with_neighbors(shuffled(prepared.held_out, 0), spec.max_length),  # the same in every run
+        train_dataset=with_neighbors(shuffled(learned, spec.seed), spec.max_length),
+        eval_dataset=with_neighbors(shuffled(held_out, 0), spec.max_length),  # the same in every run
         processing_class=tokenizer,
         peft_config=networks.lora_config(spec.weights),
     )
@@ -99,6 +183,12 @@ def balance(labels: list[bool], spec: KTOSpec) -> list[Note]:
             f"other. A {field} from {least:.2f} to {most:.2f} does that.",
         )
     ]
+
+
+def as_pairs(thumbs: Dataset) -> tuple[Tensor, Tensor]:
+    """Where the thumbs up and down of each pair are (N,), from their places before they were shuffled."""
+    places = torch.tensor(thumbs[PAIRED][:]).argsort()
+    return places[::2], places[1::2]
 
 
 def shuffled(dataset: Dataset, seed: int) -> Dataset:

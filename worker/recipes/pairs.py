@@ -4,6 +4,7 @@ Columns in: ``prompt_ids``, ``chosen_ids``, ``rejected_ids``. Numbers out, under
 margins,accuracies}``, ``logps/{chosen,rejected}`` (summed over the completion, whatever the loss averages, so that
 methods can be compared), ``entropy``, ``num_tokens``. A pair with equal rewards is not a win. Where rows have a
 probability, accuracy is of the decided pairs: ties are not asked, and below 1/2 the rejected side is the better one.
+At every evaluation also what length alone says (:mod:`worker.recipes.reckoning`).
 
 Log-probabilities come from TRL's fused head: of completion tokens only, without keeping the (B, T, V) logits.
 Left out: the load-balancing loss of mixtures of experts.
@@ -24,6 +25,7 @@ from backend.runs.specs import Launch
 from worker import networks, rows
 from worker.objectives import IGNORED
 from worker.recipes import training
+from worker.recipes.reckoning import Compared, Means
 from worker.recipes.show import written
 from worker.rows import Prepared
 
@@ -118,7 +120,7 @@ def wins(margins: Tensor, probability: Tensor) -> Tensor:
     return (margins * (probability - 0.5) > 0).float()[probability != 0.5]
 
 
-class WithoutReference(training.Frame):
+class WithoutReference(Compared, Means):
     """Trains on pairs by a loss of the policy alone; the loss is a mean over the batch's pairs."""
 
     loss_is_scaled_for_ga = False
@@ -174,14 +176,6 @@ class WithoutReference(training.Frame):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             return self.compute_loss(model, inputs).detach(), None, None
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the means since the last call."""
-        mode = "train" if self.model.training else "eval"
-        prefix = "eval_" if mode == "eval" else ""
-        logs |= {f"{prefix}{name}": sum(values) / len(values) for name, values in self._metrics[mode].items()}
-        self._metrics[mode].clear()
-        super().log(logs, start_time)
 
 
 def carry_out(launch: Launch, objective: Objective, report: "Report", stop: "Stop") -> None:

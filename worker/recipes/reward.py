@@ -30,6 +30,7 @@ from backend.runs.specs import Launch, RewardSpec
 from worker import calibration, networks, objectives, rows, scoring
 from worker.recipes import training
 from worker.recipes.judging import Judge, lengths, told
+from worker.recipes.reckoning import Compared
 from worker.report import SpecCannotWork
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Pairs(DataCollatorForPreference):
         return batch
 
 
-class Reward(Judge, RewardTrainer):
+class Reward(Judge, Compared, RewardTrainer):
     """TRL's trainer in our frame; its loss is replaced where there are probabilities."""
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -76,37 +77,15 @@ class Reward(Judge, RewardTrainer):
         chosen, rejected = kept["chosen"], kept["rejected"]
         held_out = self.eval_dataset
         assert isinstance(held_out, Dataset)
-        difference, p = chosen - rejected, probabilities(held_out)
+        difference, p = chosen - rejected, self.probabilities(held_out)
         texts = torch.cat([lengths(held_out, "chosen_ids"), lengths(held_out, "rejected_ids")])
         return {
             "accuracy": calibration.accuracy(difference, p),
             "margin": difference.mean().item(),
             **calibration.calibration(difference, p).figures(),
-            **self.length_judge.figures(longer_by(held_out), p),
+            **super().figures(kept),
             "length_correlation": calibration.pearson(torch.cat([chosen, rejected]), texts),
         }
-
-    @property
-    def length_judge(self) -> calibration.ByLength:
-        """The judge that only measures length, fitted on the training pairs."""
-        if self._length_judge is None:
-            learned = self.train_dataset
-            assert isinstance(learned, Dataset)
-            self._length_judge = calibration.by_length(longer_by(learned), probabilities(learned))
-        return self._length_judge
-
-    _length_judge: calibration.ByLength | None = None
-
-
-def longer_by(pairs: Dataset) -> Tensor:
-    """Tokens of chosen − tokens of rejected (N,)."""
-    return lengths(pairs, "chosen_ids") - lengths(pairs, "rejected_ids")
-
-
-def probabilities(pairs: Dataset) -> Tensor:
-    """That chosen is better (N,); 1 if nobody says otherwise."""
-    known = pairs["probability"][:] if "probability" in pairs.column_names else [1.0] * len(pairs)
-    return torch.tensor(known, dtype=torch.float64)
 
 
 def run(launch: Launch, spec: RewardSpec, report: "Report", stop: "Stop") -> None:

@@ -1,6 +1,7 @@
 """Losses on pairs and thumbs: expected values are derived in the docstrings, and TRL must agree on a real model."""
 
 import math
+from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -217,7 +218,10 @@ def test_trl_odds_ratio_and_simpo() -> None:
 
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (2.0, 0.5)], ids=["equal", "weighted"])
 def test_trl_kto(tokenizer: Any, tmp_path: Path, weights: tuple[float, float]) -> None:
-    """The policy is moved away from its reference, so that neither the log-ratios nor z_ref are zero."""
+    """The policy is moved away from its reference, so that neither the log-ratios nor z_ref are zero.
+
+    Of held-out rows we say the same of all of them at once, whatever their batches: here of four and of two.
+    """
     from trl import KTOConfig
 
     data = kto.with_neighbors(Dataset.from_dict(rows.thumbs(encoder(tokenizer), corpus.thumbs(6, 0))), 128)
@@ -237,6 +241,17 @@ def test_trl_kto(tokenizer: Any, tmp_path: Path, weights: tuple[float, float]) -
     assert made._metrics["train"]["kl"] == [pytest.approx(z_ref.item(), abs=1e-5)]
     assert 0 < batch["label"].sum() < 6
     assert theirs == pytest.approx(ours.item(), rel=2e-6)
+
+    made.model.eval()
+    made._kept = defaultdict(list)
+    with torch.no_grad():
+        for part in (slice(0, 4), slice(4, 6)):
+            made.compute_loss(made.model, {name: values[part] for name, values in batch.items()})
+    told = kto.of_rows(spec, {name: torch.cat(values) for name, values in made._kept.items()})
+    assert told["loss"] == pytest.approx(theirs, rel=2e-6)
+    for name, values in made._metrics["train"].items():
+        if name != "num_tokens":
+            assert told[name] == pytest.approx(values[0], rel=1e-5, abs=1e-6), name
 
 
 # --- one pass over pairs -----------------------------------------------------------------------------------------
