@@ -25,7 +25,7 @@ import backend.schema  # noqa: F401  # a run's keys lead to tables of every part
 from backend.artifacts import Artifacts, Manifest, sha256_of
 from backend.db import Sessions, unit_of_work
 from backend.embedded import dies_with_parent
-from backend.runs import leases
+from backend.runs import attempts, leases
 from backend.runs.leases import Claimed, Ending
 from backend.runs.specs import Launch, ModelFolder
 from worker.devices import command
@@ -69,7 +69,7 @@ class Attempt(Recorder):
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         free = shutil.disk_usage(self.folder).free
-        materials = self._insist(lambda session: leases.materials(session, claimed.run_id))
+        materials = self._insist(lambda session: attempts.materials(session, claimed.run_id))
         others = materials.other_models
         needed = LEAST_FREE_BYTES + 4 * materials.base_model.size() + 2 * sum(files.size() for files in others.values())
         if free < needed:
@@ -91,12 +91,10 @@ class Attempt(Recorder):
         self._command = command(self._how.command, launch.spec.devices)
         path = self.folder / "spec.json"
         path.write_text(launch.model_dump_json(indent=1))
-        self._insist(
-            lambda session: leases.begin_attempt(session, claimed.run_id, claimed.fence, str(self.folder), step)
-        )
+        self._insist(lambda session: attempts.begin(session, claimed.run_id, claimed.fence, str(self.folder), step))
         return path
 
-    def _lay_out_model(self, files: leases.ModelFiles, name: str) -> ModelFolder:
+    def _lay_out_model(self, files: attempts.ModelFiles, name: str) -> ModelFolder:
         base = self.folder / f"{name}-base"
         return ModelFolder(
             folder=lay_out(self._artifacts, files.model, self.folder / name),
@@ -105,7 +103,7 @@ class Attempt(Recorder):
 
     def _resume(self) -> tuple[Path | None, int]:
         claimed = self._claimed
-        for saved in self._insist(lambda session: leases.saved_states(session, claimed.run_id)):
+        for saved in self._insist(lambda session: attempts.saved_states(session, claimed.run_id)):
             folder = self.folder / "resume" / f"step-{saved.step}"
             try:
                 return lay_out(self._artifacts, saved.manifest, folder), saved.step
@@ -113,7 +111,7 @@ class Attempt(Recorder):
                 shutil.rmtree(folder, ignore_errors=True)
                 why = str(error)
                 self._insist(
-                    lambda session, saved=saved, why=why: leases.checkpoint_is_damaged(  # type: ignore[misc]
+                    lambda session, saved=saved, why=why: attempts.checkpoint_is_damaged(  # type: ignore[misc]
                         session, claimed.run_id, claimed.fence, saved, why
                     )
                 )

@@ -22,8 +22,8 @@ from sqlalchemy.orm import Session
 
 from backend.artifacts import Artifacts, FileEntry, Manifest
 from backend.db import Sessions, unit_of_work
+from backend.runs import attempts, leases
 from backend.runs import events as said
-from backend.runs import leases
 from backend.runs.leases import Claimed, LeaseLost
 from worker.supervision import Supervision
 
@@ -196,7 +196,7 @@ class Recorder:
                         level="warning", text=f"The checkpoint of step {line.step} was not kept: {error}"
                     )
         cancel = self._insist(
-            lambda session: leases.record(
+            lambda session: attempts.record(
                 session,
                 claimed.run_id,
                 claimed.fence,
@@ -212,7 +212,7 @@ class Recorder:
         for number in manifests:
             shutil.rmtree(self.folder / lines[number - first].folder, ignore_errors=True)
 
-    def _output(self) -> leases.Output | None:
+    def _output(self) -> attempts.Output | None:
         """What was written to the output since, in whole lines unless the process has ended."""
         try:
             with (self.folder / "output.log").open("rb") as file:
@@ -227,4 +227,4 @@ class Recorder:
         if not data:
             return None
         self._output_at = start + len(data)
-        return leases.Output(data.decode(errors="replace"), self._output_at)
+        return attempts.Output(data.decode(errors="replace"), self._output_at)

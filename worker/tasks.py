@@ -4,7 +4,7 @@ from backend.datasets import service as datasets
 from backend.db import unit_of_work
 from backend.jobs import EXECUTE_RUN, REAP_RUNS, SWEEP_ARTIFACTS
 from backend.registry import service as registry
-from backend.runs import leases
+from backend.runs import attempts, leases
 from worker.app import app, sessions, settings, supervision, worker_name
 from worker.process import execute_next
 
@@ -26,7 +26,7 @@ def reap_runs() -> None:
 def sweep_artifacts() -> None:
     """Remove files that no version, model or checkpoint names any more."""
     with unit_of_work(sessions()) as session:
-        parts = (datasets, registry, leases)
+        parts = (datasets, registry, attempts)
         needed = {sha256 for part in parts for sha256 in part.artifacts_needed(session)}
         artifacts = datasets.artifacts_of(session)
     artifacts.sweep(needed, older_than_seconds=3600 * settings.sweep_after_hours)

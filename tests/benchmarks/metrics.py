@@ -20,8 +20,8 @@ from backend.accounts.tables import Person
 from backend.artifacts import Artifacts
 from backend.db import Sessions, connect, make_sessions, unit_of_work
 from backend.projects import service as projects
+from backend.runs import attempts, service
 from backend.runs import events as said
-from backend.runs import leases, service
 from tests.backend.runs.material import claim, hello, make_material, started, submit
 
 
@@ -53,7 +53,7 @@ def measure(sessions: Sessions, home: Path, points: int) -> None:
         names = [f"rewards/part_{key}/mean" for key in range(keys)]
         line, step, began = 0, 0, time.perf_counter()
         with unit_of_work(sessions) as session:
-            leases.record(session, run_id, held.fence, 1, 0, [started(total // keys)])
+            attempts.record(session, run_id, held.fence, 1, 0, [started(total // keys)])
         line = 1
         while step < total // keys:
             lines = [
@@ -61,7 +61,7 @@ def measure(sessions: Sessions, home: Path, points: int) -> None:
                 for n in range(step + 1, min(step + batch, total // keys) + 1)
             ]
             with unit_of_work(sessions) as session:
-                leases.record(session, run_id, held.fence, 1, line, lines)
+                attempts.record(session, run_id, held.fence, 1, line, lines)
             line += len(lines)
             step += len(lines)
         return run_id, time.perf_counter() - began

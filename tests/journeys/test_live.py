@@ -16,7 +16,7 @@ from backend.datasets.rows import RowType
 from backend.db import Sessions, unit_of_work
 from backend.demo import specs as demo
 from backend.projects.service import ProjectName
-from backend.runs import leases, service
+from backend.runs import attempts, leases, service
 from backend.runs.events import Completion, Completions, Metrics, Note, Started
 from backend.runs.leases import Claimed
 from tests.journeys import content
@@ -35,7 +35,7 @@ class Trainer:
 
     def say(self, *events: Any) -> None:
         with unit_of_work(self.sessions) as session:
-            leases.record(session, self.held.run_id, self.held.fence, self.held.attempt, self.line, events)
+            attempts.record(session, self.held.run_id, self.held.fence, self.held.attempt, self.line, events)
         self.line += len(events)
 
     def step(self, number: int, **held_out: float) -> None:
@@ -61,7 +61,7 @@ def trainer(site: Site, sessions: Sessions, engineer: Actor, project: ProjectNam
         held = leases.claim(session, "cpu-1", "boot:1", 60)
         assert held is not None
         assert held.run_id == run.id
-        leases.begin_attempt(session, held.run_id, held.fence, "folder", 0)
+        attempts.begin(session, held.run_id, held.fence, "folder", 0)
     made = Trainer(sessions, held)
     made.say(
         Started(

@@ -19,7 +19,7 @@ from backend.db import Sessions, unit_of_work
 from backend.embedded import wait_until
 from backend.projects.service import ProjectName
 from backend.registry import service as registry
-from backend.runs import leases, metrics, service
+from backend.runs import attempts, leases, metrics, service
 from backend.runs.specs import DataParallel, GRPOSpec
 from backend.runs.specs.rewards import RewardModelScore, Rewards
 from backend.runs.tables import Run
@@ -118,7 +118,7 @@ def expected(steps: int) -> list[tuple[int, float]]:
     return points
 
 
-def attempts(sessions: Sessions, run_id: int) -> int:
+def attempts_of(sessions: Sessions, run_id: int) -> int:
     with sessions() as session:
         return session.get_one(Run, run_id).attempt
 
@@ -320,7 +320,7 @@ def test_drain_saves_and_gives_back(
     assert state_of(sessions, run_id) == "queued"
     (tmp_path / "drain").unlink()
     with sessions() as session:
-        (saved,) = leases.saved_states(session, run_id)
+        (saved,) = attempts.saved_states(session, run_id)
         assert saved.step >= 11
         assert session.get_one(Run, run_id).fruitless_attempts == 0
     assert execute_next(sessions, "gpu-1", how) == "succeeded"
@@ -386,7 +386,7 @@ def test_damaged_checkpoint_is_passed_over(
     run_id = submit(sessions, engineer, material)
     execute_next(sessions, "gpu-1", how)
     with sessions() as session:
-        newest = leases.saved_states(session, run_id)[0]
+        newest = attempts.saved_states(session, run_id)[0]
         entry = next(entry for entry in newest.manifest if entry.name == "state.json")
         path = session.info["artifacts"].local_path(entry.sha256)
     path.chmod(0o644)

@@ -11,7 +11,7 @@ from backend.labeling.tables import Item
 from backend.projects import service as projects
 from backend.projects.tables import Project
 from backend.registry import service as registry
-from backend.runs import leases
+from backend.runs import attempts
 from backend.settings import Settings
 
 
@@ -51,7 +51,7 @@ def test_what_versions_and_models_are_made_of_is_never_swept(
 ) -> None:
     seed.ensure(sessions, settings)
     with unit_of_work(sessions) as session:
-        needed = {sha256 for part in (datasets, registry, leases) for sha256 in part.artifacts_needed(session)}
+        needed = {sha256 for part in (datasets, registry, attempts) for sha256 in part.artifacts_needed(session)}
     assert artifacts.sweep(needed, older_than_seconds=-1) == 0
     assert artifacts.sweep(set(), older_than_seconds=-1) == len(needed)
 

@@ -12,8 +12,8 @@ from backend.datasets import service as datasets
 from backend.datasets.rows import RowType
 from backend.db import Sessions, unit_of_work
 from backend.registry import service as registry
+from backend.runs import attempts, leases, service
 from backend.runs import events as said
-from backend.runs import leases, service
 from backend.runs.leases import Claimed, Machine
 from backend.runs.specs import Checkpoints, DPOSpec, Optimization
 from backend.runs.tables import Run
@@ -77,7 +77,7 @@ def claim(sessions: Sessions, name: str = "gpu-1", *, lease: float = 60, folder:
     with unit_of_work(sessions) as session:
         claimed = leases.claim(session, name, f"nowhere|1|{name}", lease)
         assert claimed is not None
-        leases.begin_attempt(session, claimed.run_id, claimed.fence, folder, resume)
+        attempts.begin(session, claimed.run_id, claimed.fence, folder, resume)
         return claimed
 
 
@@ -97,7 +97,7 @@ def state_of(sessions: Sessions, run_id: int) -> str:
 def record(sessions: Sessions, c: Claimed, first: int, lines: list[Any], **more: Any) -> None:
     """Say *lines*, the first of them line *first* of the attempt's file."""
     with unit_of_work(sessions) as session:
-        leases.record(session, c.run_id, c.fence, c.attempt, first, lines, **more)
+        attempts.record(session, c.run_id, c.fence, c.attempt, first, lines, **more)
 
 
 def conclude(sessions: Sessions, c: Claimed, ending: leases.Ending) -> None:

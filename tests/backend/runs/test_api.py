@@ -8,8 +8,8 @@ from fastapi.testclient import TestClient
 from backend.accounts.actors import Actor
 from backend.artifacts import FileEntry
 from backend.db import Sessions, unit_of_work
+from backend.runs import attempts, leases
 from backend.runs import events as said
-from backend.runs import leases
 from backend.runs.leases import Ending
 from tests.backend.runs.material import Material, claim, hello, started, submit
 from tests.conftest import MakeActor, MakeClient
@@ -28,7 +28,7 @@ def finished(sessions: Sessions, engineer: Actor, material: Material, steps: int
     lines.append(said.Checkpoint(step=steps, folder="x"))
     with unit_of_work(sessions) as session:
         manifest = [FileEntry("x", 1, "0" * 64)]
-        leases.record(session, run_id, held.fence, 1, 0, lines, manifests={len(lines) - 1: manifest})
+        attempts.record(session, run_id, held.fence, 1, 0, lines, manifests={len(lines) - 1: manifest})
     with unit_of_work(sessions) as session:
         leases.conclude(session, run_id, held.fence, Ending("succeeded", step=steps), pause_seconds=0)
     return run_id

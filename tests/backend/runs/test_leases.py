@@ -22,8 +22,8 @@ from sqlalchemy.orm import Session
 from backend.accounts.actors import Actor
 from backend.artifacts import FileEntry
 from backend.db import Sessions, unit_of_work
+from backend.runs import attempts, history, leases, metrics, service
 from backend.runs import events as said
-from backend.runs import history, leases, metrics, service
 from backend.runs.leases import Ending, LeaseLost
 from backend.runs.tables import Run
 from tests.backend.runs.material import (
@@ -85,12 +85,12 @@ def test_cancel_running_is_told_by_heartbeat_and_record(
     hello(sessions)
     c = claim(sessions)
     with unit_of_work(sessions) as session:
-        assert not leases.record(session, run_id, c.fence, c.attempt, 0, [started()])
+        assert not attempts.record(session, run_id, c.fence, c.attempt, 0, [started()])
         assert not leases.heartbeat(session, run_id, c.fence, 60)
         assert service.cancel_run(session, engineer, run_id).state == "cancelling"
     with unit_of_work(sessions) as session:
         assert leases.heartbeat(session, run_id, c.fence, 60)
-        assert leases.record(session, run_id, c.fence, c.attempt, 1, [said.Metrics(step=1, values={"loss": 1.0})])
+        assert attempts.record(session, run_id, c.fence, c.attempt, 1, [said.Metrics(step=1, values={"loss": 1.0})])
     conclude(sessions, c, Ending("cancelled"))
     assert state_of(sessions, run_id) == "cancelled"
     with sessions() as session, pytest.raises(LeaseLost):
@@ -145,9 +145,9 @@ def test_expired_lease_goes_round_and_zombie_is_refused(
     assert new.attempt == 2
     writes: list[Callable[[Session], Any]] = [
         lambda s: leases.heartbeat(s, run_id, old.fence, 60),
-        lambda s: leases.record(s, run_id, old.fence, 1, 1, [said.Metrics(step=1, values={"loss": 9.0})]),
+        lambda s: attempts.record(s, run_id, old.fence, 1, 1, [said.Metrics(step=1, values={"loss": 9.0})]),
         lambda s: leases.conclude(s, run_id, old.fence, Ending("succeeded"), pause_seconds=0),
-        lambda s: leases.begin_attempt(s, run_id, old.fence, "z", 0),
+        lambda s: attempts.begin(s, run_id, old.fence, "z", 0),
     ]
     for write in writes:
         with sessions() as session, pytest.raises(LeaseLost):
@@ -302,8 +302,8 @@ def test_only_as_many_checkpoints_as_the_spec_keeps(sessions: Sessions, engineer
     record(sessions, c, 0, [started(), *saved[:1]], manifests={1: MANIFEST})
     record(sessions, c, 2, saved[1:], manifests={2: MANIFEST, 3: MANIFEST})
     with sessions() as session:
-        assert [state.step for state in leases.saved_states(session, run_id)] == [30, 20]
-        assert {entry.sha256 for entry in MANIFEST} <= leases.artifacts_needed(session)
+        assert [state.step for state in attempts.saved_states(session, run_id)] == [30, 20]
+        assert {entry.sha256 for entry in MANIFEST} <= attempts.artifacts_needed(session)
 
 
 # --- any order of workers, zombies, cancels and reapers -------------------------------------------------------------
@@ -340,7 +340,7 @@ class Leases(RuleBasedStateMachine):
         except AssertionError:
             return  # nothing is due
         with unit_of_work(self.sessions) as session:
-            leases.record(session, held.run_id, held.fence, held.attempt, 0, [started()])
+            attempts.record(session, held.run_id, held.fence, held.attempt, 0, [started()])
         self.held.setdefault(worker, []).append(held)
 
     @rule(worker=WORKERS)
@@ -448,7 +448,7 @@ def no_fence() -> Iterator[None]:
             raise LeaseLost("nobody has it")
         return run
 
-    with mock.patch.object(leases, "_held", held):
+    with mock.patch.object(leases, "held", held):
         yield
 
 
