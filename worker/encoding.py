@@ -10,12 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
+from unicodedata import east_asian_width
 
 from transformers import PreTrainedTokenizerBase
 
 from backend.runs.events import Note
 from worker.objectives import IGNORED
 from worker.report import SpecCannotWork
+
+_MANY = 0.1
+"""Share of plain completions that touch their prompt from which on it is said."""
 
 _INVISIBLE = "\u200c"
 """Zero-width non-joiner: breaks a control token without changing what a person reads."""
@@ -35,7 +39,10 @@ class Encoder:
     tokenizer: PreTrainedTokenizerBase
     max_length: int
     counts: Counter[str] = field(default_factory=Counter)
-    """Rows by what happened to them: ``cut`` (not ``dropped`` besides), ``cut_left``, ``identical``, ``broken`` (a control token)."""
+    """Rows by what happened to them: ``cut`` (not ``dropped`` besides), ``cut_left``, ``identical``, ``broken`` (a control token).
+
+    And plain completions: ``plain``, of which ``touching`` follow their prompt without a space.
+    """
 
     def __post_init__(self) -> None:
         specials = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
@@ -45,7 +52,9 @@ class Encoder:
     def pairs(self, prompts: Sequence[Any], completions: Sequence[Any], *, check_end: bool = True) -> list[Pair]:
         """Each completion after its prompt, both plain or both conversations, ended by the end token.
 
-        A completion begins where the tokens of prompt and of prompt + completion part, which is TRL's rule.
+        A completion begins where the tokens of prompt and of prompt + completion part, which is TRL's rule. Plain text is
+        joined as it stands, as TRL does: whether a space is missing between them only its author knows, and :meth:`note`
+        asks.
         *check_end*: raise :class:`SpecCannotWork` if the chat template would never end a turn.
         """
         if isinstance(prompts[0], str):
@@ -53,6 +62,8 @@ class Encoder:
             ended = [text if text.endswith(end) else text + end for text in completions]
             openings, wholes = prompts, [prompt + text for prompt, text in zip(prompts, ended, strict=True)]
             special = True
+            self.counts["plain"] += len(prompts)
+            self.counts["touching"] += sum(map(_touch, prompts, completions))
         else:
             openings = [self.render(prompt, reply=True) for prompt in prompts]
             wholes = [self.render([*p, *c]) for p, c in zip(prompts, completions, strict=True)]
@@ -171,11 +182,25 @@ class Encoder:
             "unscored": "{} rows were left out: they have no score of an attribute that is learned.",
             "broken": "{} messages hold a control token of the model; an invisible character makes it plain text.",
         }
-        return [
+        notes = [
             Note(level="warning", text=text.format(self.counts[key], self.max_length))
             for key, text in said.items()
             if self.counts[key]
         ]
+        touching, plain = self.counts["touching"], self.counts["plain"]
+        if plain and touching >= _MANY * plain:
+            text = (
+                f"{touching} of {plain} completions follow their plain prompt without a space or a line break between them "
+                "and are read run together with it. If that is not meant, let prompts end or completions begin with one."
+            )
+            notes.append(Note(level="warning", text=text))
+        return notes
+
+
+def _touch(prompt: str, completion: str) -> bool:
+    """Whether two texts that are joined as they stand would want a space between them."""
+    ends = prompt[-1:] + completion[:1]
+    return len(ends) == 2 and not any(char.isspace() or east_asian_width(char) in "WF" for char in ends)
 
 
 def _shared(a: Sequence[int], b: Sequence[int]) -> int:

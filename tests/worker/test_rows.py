@@ -122,6 +122,22 @@ def test_plain_rows_end_once(tokenizer: Any) -> None:
     assert [counted(tokenizer, columns, i) for i in (0, 1)] == ["B<|im_end|>"] * 2
 
 
+def test_plain_texts_that_touch_are_advised_of(tokenizer: Any) -> None:
+    """They are joined as they stand: of ten completions three touch their prompt. One in ten is said, fewer are not."""
+
+    def noted(*texts: tuple[str, str]) -> list[str]:
+        encoder = rows.Encoder(tokenizer, 128)
+        encoder.pairs(*(list(side) for side in zip(*texts, strict=True)))
+        return [note.text for note in encoder.note()]
+
+    apart = [("Q: 1+1\nA:", " 2"), ("Q: 1+1\nA: ", "2"), ("Translate\n", "Hallo"), ("一加一等于", "二"), ("", "Once")]
+    touching = [("What is 1+1?", "2"), ("Q: 1+1\nA:", "2"), ("Once", "upon")]
+    (said,) = noted(*apart, *touching, *apart[:2])
+    assert said.startswith("3 of 10 completions follow their plain prompt without a space")
+    assert len(noted(*[apart[0]] * 9, touching[0])) == 1
+    assert noted(*[apart[0]] * 10, touching[0]) == []
+
+
 def test_without_markers_the_mask_is_refused(tokenizer: Any) -> None:
     plain = networks.load_tokenizer(BASE)
     plain.chat_template = plain.chat_template.replace("{%- generation -%}", "").replace("{%- endgeneration -%}", "")
