@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import (
     PreTrainedTokenizerBase,
@@ -252,6 +253,7 @@ def carry_out(launch: Launch, report: Report, stop: Stop, trainer: Frame, prepar
             first_step=first_step,
             train_rows=len(prepared.train),
             held_out_rows=len(prepared.held_out),
+            held_out_ties=ties(prepared.held_out),
             trainable_parameters=parameters.trainable,
             total_parameters=parameters.total,
             device=(f"{ranks.world()} × " if ranks.world() > 1 else "")
@@ -270,6 +272,11 @@ def carry_out(launch: Launch, report: Report, stop: Stop, trainer: Frame, prepar
         return
     _save_model(launch, trainer, report)
     report.say(Finished(outcome="completed", step=step, model="model"))
+
+
+def ties(pairs: Dataset) -> int:
+    """Pairs of which neither side is better; a method that reads no probability has left them out already."""
+    return sum(p == 0.5 for p in pairs["probability"]) if "probability" in pairs.column_names else 0
 
 
 def _save_model(launch: Launch, trainer: Frame, report: Report) -> None:

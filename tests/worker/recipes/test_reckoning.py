@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 
 from backend.runs.specs import KTOSpec
-from worker.recipes import kto
+from worker.recipes import kto, training
 from worker.recipes.dpo import DPO
 from worker.recipes.kto import KTO
 from worker.recipes.pairs import WithoutReference
@@ -47,6 +47,11 @@ def test_what_length_alone_says_of_pairs(kind: type[Any]) -> None:
     told = looking(kind, shorter, voted).figures({})
     assert (told["longer_accuracy"], told["length_accuracy"]) == (1.5 / 4, 2.5 / 4)
     assert told["length_nll"] > 0
+
+
+def test_ties_are_counted() -> None:
+    assert training.ties(pairs(*HELD_OUT, probability=[1.0, 0.5, 0.25, 0.5, 0.75])) == 2
+    assert training.ties(pairs(*HELD_OUT)) == 0
 
 
 def test_a_reward_model_counts_the_same_lengths() -> None:
