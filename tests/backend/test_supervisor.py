@@ -21,7 +21,8 @@ import psutil
 import pytest
 
 from backend import embedded, supervisor
-from backend.supervisor import CannotStart, Child, Memory
+from backend.supervisor.child import CannotStart, Child, rotate
+from backend.supervisor.memory import Memory, choose_web_port, end_leftovers
 
 ROOT = Path(__file__).resolve().parents[2]
 T = TypeVar("T")
@@ -77,7 +78,7 @@ def test_a_killed_process_is_started_again_and_a_stopped_one_is_not(tmp_path: Pa
 
 
 def test_a_process_that_cannot_start_shows_the_end_of_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "STARTS_BEFORE_GIVING_UP", 2)
+    monkeypatch.setattr("backend.supervisor.child.STARTS_BEFORE_GIVING_UP", 2)
     command = [sys.executable, "-c", "import sys; sys.exit('the disk is full')"]
     child = Child("web", command, tmp_path / "web.log", lambda: False)
     with pytest.raises(CannotStart, match=r"web does not start.\n(.*\n)*    the disk is full"):
@@ -132,22 +133,22 @@ def test_the_web_steps_around_a_taken_port_but_not_around_a_wanted_one(monkeypat
         other.bind(("127.0.0.1", 0))
         other.listen()
         taken = other.getsockname()[1]
-        monkeypatch.setattr(supervisor, "WEB_PORT", taken)
-        assert taken < supervisor.choose_web_port("127.0.0.1", None, None) or taken > 65_400
-        assert supervisor.choose_web_port("127.0.0.1", None, taken) != taken
+        monkeypatch.setattr("backend.supervisor.memory.WEB_PORT", taken)
+        assert taken < choose_web_port("127.0.0.1", None, None) or taken > 65_400
+        assert choose_web_port("127.0.0.1", None, taken) != taken
         with pytest.raises(CannotStart, match=f"Port {taken} is taken"):
-            supervisor.choose_web_port("127.0.0.1", taken, None)
-    assert supervisor.choose_web_port("127.0.0.1", taken, None) == taken
+            choose_web_port("127.0.0.1", taken, None)
+    assert choose_web_port("127.0.0.1", taken, None) == taken
 
 
 def test_a_large_log_is_put_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "LOG_BYTES", 10)
+    monkeypatch.setattr("backend.supervisor.child.LOG_BYTES", 10)
     log = tmp_path / "web.log"
     log.write_text("short")
-    supervisor.rotate(log)
+    rotate(log)
     assert log.exists()
     log.write_text("longer than ten bytes")
-    supervisor.rotate(log)
+    rotate(log)
     assert not log.exists()
     assert (tmp_path / "web.log.1").read_text() == "longer than ten bytes"
 
@@ -166,7 +167,7 @@ def test_servers_of_an_earlier_start_are_ended_before_new_ones_touch_their_files
         memory = Memory.of(tmp_path)
         memory.content["processes"] = {"web": [stranger.pid, "uvicorn of yesterday, whose number went to a stranger"]}
         said: list[str] = []
-        supervisor.end_leftovers(memory, data, said.append)
+        end_leftovers(memory, data, said.append)
         assert left.wait(20) == 0
         assert said == ["Postgres of an earlier start still runs and is ended"]
         assert stranger.poll() is None
@@ -181,7 +182,7 @@ def test_a_pid_file_whose_number_went_to_a_stranger_does_not_block_postgres(tmp_
     data = tmp_path / "postgres"
     data.mkdir()
     (data / "postmaster.pid").write_text(f"{os.getpid()}\n{data}\n")
-    supervisor.end_leftovers(Memory.of(tmp_path), data, print)
+    end_leftovers(Memory.of(tmp_path), data, print)
     assert not (data / "postmaster.pid").exists()
 
 

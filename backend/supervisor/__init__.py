@@ -9,18 +9,13 @@ it cannot, the next ``up`` ends what was left over.
 import asyncio
 import contextlib
 import fcntl
-import json
-import os
-import secrets
 import signal
 import socket
-import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,20 +29,11 @@ from backend.db import connect, make_sessions, unit_of_work
 from backend.demo import seed
 from backend.jobs import HOUSEKEEPING_QUEUE, RUNS_QUEUE, make_celery
 from backend.settings import Settings
+from backend.supervisor.child import CannotStart, Child, rotate
+from backend.supervisor.memory import Memory, choose_web_port, command_line, end_leftovers
 
-WEB_PORT = 8400
-PORTS_TRIED = 100
 DRAIN_SECONDS = 40.0
-LOG_BYTES = 5_000_000
-READY_SECONDS = 90.0
-STEADY_SECONDS = 30.0
-"""A process that ran this long is trusted again: its next restart comes at once."""
-STARTS_BEFORE_GIVING_UP = 3
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
-
-
-class CannotStart(Exception):
-    """A process did not come up; the message says which one and shows the end of its log."""
 
 
 # --- the commands of production, too: docker-compose.yml runs exactly these (tests/contracts/test_compose.py)
@@ -74,222 +60,6 @@ def beat_command(schedule: str) -> list[str]:
 def _by_python(command: Sequence[str]) -> list[str]:
     """The same command through this interpreter, so that no PATH and no script header is in the way."""
     return [sys.executable, "-m", *command]
-
-
-# --- one process
-
-
-@dataclass
-class Child:
-    """One process that should be there."""
-
-    name: str
-    command: list[str]
-    log: Path
-    is_ready: Callable[[], bool]
-    env: Mapping[str, str] = field(default_factory=dict)
-    cwd: Path = Path("/")
-    stop_signal: int = signal.SIGTERM
-    stop_seconds: float = 10
-    say: Callable[[str], None] = print
-    process: asyncio.subprocess.Process | None = None
-    wanted: bool = True
-
-    async def start(self) -> None:
-        """Start it and return when it is ready; starts it again if it ends before (a port or a lock just let go)."""
-        began = time.monotonic()
-        for attempt in range(STARTS_BEFORE_GIVING_UP):
-            await self._spawn()
-            if await self._until_ready():
-                self.say(f"{self.name} is ready ({time.monotonic() - began:.1f} s)")
-                return
-            await asyncio.sleep(0.2 * 2**attempt)
-        raise CannotStart(f"{self.name} does not start.\n{self.log_tail()}\nIts log: {self.log}")
-
-    async def _spawn(self) -> None:
-        with self.log.open("ab") as output:
-            self.process = await asyncio.create_subprocess_exec(
-                *self.command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=self.cwd,
-                env={**os.environ, **self.env}, preexec_fn=embedded.dies_with_parent(self.stop_signal),
-            )  # fmt: skip
-
-    async def _until_ready(self) -> bool:
-        assert self.process is not None
-        deadline = time.monotonic() + READY_SECONDS
-        while time.monotonic() < deadline:
-            if self.process.returncode is not None:
-                return False
-            if await asyncio.to_thread(self.is_ready):
-                return True
-            await asyncio.sleep(0.03)
-        await self._kill()
-        return False
-
-    async def watch(self) -> None:
-        """Start it again whenever it ends unasked, with a growing pause while it keeps ending soon after."""
-        fails = 0
-        while self.process is not None:
-            began = time.monotonic()
-            code = await self.process.wait()
-            if not self.wanted:
-                return
-            self._end_group(signal.SIGKILL)
-            fails = 0 if time.monotonic() - began > STEADY_SECONDS else fails + 1
-            pause = min(0.1 * 2**fails, 15)
-            self.say(f"{self.name} ended ({_how(code)}); it starts again in {pause:.1f} s. Its log: {self.log}")
-            await asyncio.sleep(pause)
-            if self._is_unwanted():
-                return
-            await self._spawn()
-            if await self._until_ready():
-                self.say(f"{self.name} is back")
-
-    def _is_unwanted(self) -> bool:
-        return not self.wanted
-
-    async def stop(self) -> None:
-        """Ask it to end, insist after ``stop_seconds``, and leave nothing of its process group."""
-        self.wanted = False
-        if self.process is None:
-            return
-        if self.process.returncode is None:
-            self.process.send_signal(self.stop_signal)
-            try:
-                await asyncio.wait_for(self.process.wait(), self.stop_seconds)
-            except TimeoutError:
-                self.say(f"{self.name} did not end in {self.stop_seconds:.0f} s and is killed")
-                await self._kill()
-        self._end_group(signal.SIGKILL)
-
-    async def _kill(self) -> None:
-        assert self.process is not None
-        self._end_group(signal.SIGKILL)
-        await self.process.wait()
-
-    def hurry(self) -> None:
-        """End it now, whatever it is doing."""
-        self.wanted = False
-        self._end_group(signal.SIGKILL)
-
-    def _end_group(self, sig: int) -> None:
-        if self.process is not None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.process.pid, sig)
-
-    def log_tail(self, lines: int = 12) -> str:
-        """The end of its log, indented."""
-        with contextlib.suppress(OSError):
-            return "\n".join(f"    {line}" for line in self.log.read_text(errors="replace").splitlines()[-lines:])
-        return ""
-
-
-def _how(code: int) -> str:
-    if code < 0:
-        with contextlib.suppress(ValueError):
-            return signal.Signals(-code).name
-    return f"exit code {code}"
-
-
-# --- what is remembered between starts
-
-
-@dataclass
-class Memory:
-    """Ports, password and process ids of this home, in a file that only its owner reads."""
-
-    path: Path
-    content: dict[str, Any]
-
-    @classmethod
-    def of(cls, home: Path) -> "Memory":
-        """What an earlier ``up`` left in *home*, or a new password."""
-        path = home / "state.json"
-        content: dict[str, Any] = {}
-        with contextlib.suppress(OSError, json.JSONDecodeError):
-            content = json.loads(path.read_text())
-        content.setdefault("password", secrets.token_urlsafe(24))
-        return cls(path, content)
-
-    def save(self) -> None:
-        """Write it as a whole or not at all."""
-        new = self.path.with_suffix(".new")
-        new.unlink(missing_ok=True)
-        new.touch(mode=0o600)
-        new.write_text(json.dumps(self.content, indent=1))
-        new.replace(self.path)
-
-    def port(self, name: str) -> int:
-        """The port that *name* had last time if nobody took it meanwhile, else a free one."""
-        port = self.content.get(name)
-        if not isinstance(port, int) or not is_free("127.0.0.1", port):
-            port = embedded.free_port()
-        self.content[name] = port
-        return port
-
-
-def is_free(host: str, port: int) -> bool:
-    """Whether a server could listen on *host*:*port* now."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True
-
-
-def choose_web_port(host: str, wanted: int | None, last: int | None) -> int:
-    """*wanted* or nothing; else last time's; else the first free one from 8400 on."""
-    if wanted is not None:
-        if not is_free(host, wanted):
-            raise CannotStart(f"Port {wanted} is taken. Leave --port out and a free one is found.")
-        return wanted
-    candidates = [*([last] if last else []), *range(WEB_PORT, WEB_PORT + PORTS_TRIED)]
-    return next((port for port in candidates if is_free(host, port)), 0) or embedded.free_port()
-
-
-def command_line(pid: int) -> str:
-    """The command of process *pid* as the system tells it; empty if there is no such process."""
-    if Path("/proc/self/cmdline").exists():
-        with contextlib.suppress(OSError):
-            return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-        return ""
-    return subprocess.run(["ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
-
-
-def end_leftovers(memory: Memory, postgres_data: Path, say: Callable[[str], None]) -> None:
-    """End what an earlier supervisor left running: two servers on the same files would destroy them.
-
-    A process is ours if it still has the command line that was written down when it was started.
-    """
-    left = {name: (int(pid), str(command)) for name, (pid, command) in memory.content.get("processes", {}).items()}
-    pid_file = postgres_data / "postmaster.pid"
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        pid = int(pid_file.read_text().split()[0])
-        command = command_line(pid)
-        if str(postgres_data) in command:
-            left["Postgres"] = (pid, command)
-        elif command:
-            pid_file.unlink()  # the number went to another process since; Postgres would refuse to start
-    alive = {name: pid for name, (pid, command) in left.items() if command and command_line(pid) == command}
-    for name, pid in alive.items():
-        say(f"{name} of an earlier start still runs and is ended")
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGINT if name == "Postgres" else signal.SIGTERM)
-    deadline = time.monotonic() + 15
-    while alive and time.monotonic() < deadline:
-        alive = {name: pid for name, pid in alive.items() if command_line(pid) == left[name][1]}
-        time.sleep(0.05)
-    for pid in alive.values():
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-
-
-def rotate(log: Path) -> None:
-    """Keep one older file once *log* has grown large."""
-    if log.exists() and log.stat().st_size > LOG_BYTES:
-        log.replace(log.with_suffix(".log.1"))
 
 
 # --- readiness
