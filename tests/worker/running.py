@@ -1,10 +1,23 @@
-"""Runs recipes as the worker does: one child process, one folder, nothing but files between them."""
+"""Runs recipes as the worker does: one child process, one folder, nothing but files between them.
+
+Importing torch and its kin takes six seconds, longer than most small runs: a process that has imported them, and done
+nothing else, is forked for each run. An attempt that resumes starts from nothing, as it would after a crash, so that
+what differs from one Python process to the next (the order of sets) may not matter.
+"""
 
 import json
+import multiprocessing
 import os
+import runpy
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +25,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from backend.datasets.rows import Row, RowType
-from backend.runs.specs import Launch, TrainingSpec
+from backend.runs.specs import METHODS, Launch, OneDevice, TrainingSpec
 from worker.devices import command
+from worker.recipes.__main__ import _ENVIRONMENT
 
 ROOT = Path(__file__).parents[2]
 BASE = ROOT / "backend" / "demo" / "base"
@@ -44,23 +58,88 @@ def write_rows(path: Path, rows: list[Row]) -> Path:
     return path
 
 
-class Attempt:
-    """One attempt at a run, and what it said."""
+class Forked:
+    """A forked child, as :class:`subprocess.Popen` would show it."""
 
-    def __init__(self, launch: Launch, **environment: str) -> None:
+    def __init__(self, spec: Path, output: str, environment: dict[str, str]) -> None:
+        self._process = _warm().Process(target=_become, args=(str(spec), output, environment))
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
+        return self._process.exitcode
+
+    def send_signal(self, signum: int) -> None:
+        os.kill(self.pid, signum)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+@cache
+def _warm() -> ForkServerContext:
+    """What forks; it has imported the recipes under the environment that they have in a worker."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([f"worker.recipes.{method}" for method in METHODS])
+    with _environment({**os.environ, **_ENVIRONMENT, "PYTHONPATH": str(ROOT)}):
+        forkserver.ensure_running()
+    return context
+
+
+@contextmanager
+def _environment(wanted: dict[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _become(spec: str, output: str, environment: dict[str, str]) -> None:
+    """In the child: ``python -m worker.recipes`` *spec*, with what it prints at the end of the file *output*."""
+    file = os.open(output, os.O_WRONLY | os.O_APPEND)
+    for target in (1, 2):
+        os.dup2(file, target)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(ROOT)
+    sys.argv = ["worker.recipes", spec]
+    runpy.run_module("worker.recipes", run_name="__main__", alter_sys=True)
+
+
+class Attempt:
+    """One attempt at a run, and what it said; *fresh*: in a Python of its own."""
+
+    process: "subprocess.Popen[bytes] | Forked"
+
+    def __init__(self, launch: Launch, *, fresh: bool = False, **environment: str) -> None:
         launch.folder.mkdir(parents=True, exist_ok=True)
         self.launch = launch
         self.folder = launch.folder
         spec = launch.folder / "spec.json"
         spec.write_text(launch.model_dump_json())
         self.output = (launch.folder / "output.log").open("ab")
-        self.process = subprocess.Popen(
-            [*command([sys.executable, "-m", "worker.recipes"], launch.spec.devices), str(spec)],
-            cwd=ROOT,
-            stdout=self.output,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment},
-        )
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment}
+        if not fresh and launch.resume_from is None and isinstance(launch.spec.devices, OneDevice):
+            self.process = Forked(spec, self.output.name, environment)
+        else:
+            self.process = subprocess.Popen(
+                [*command([sys.executable, "-m", "worker.recipes"], launch.spec.devices), str(spec)],
+                cwd=ROOT,
+                stdout=self.output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+            )
 
     def finish(self, timeout: float = 300) -> int:
         """Wait for its end; returns the exit code. What hangs is killed: it would slow the tests after it."""
