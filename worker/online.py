@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from trl import GRPOConfig
 
-from backend.runs.events import Completion
+from backend.runs.events import Completion, Note
 from backend.runs.specs import AdaptiveBeta, FixedBeta, Launch, OnlineSpec
 from backend.runs.specs.rewards import Rewards
 from worker import ranks
@@ -264,7 +264,10 @@ class Online(Reading):
             )
             for i, (row, one, text) in enumerate(zip(each, written, self.aloud(written), strict=True))
         ]
-        return Collected(each, written, self.rewards.measure(rollouts, stopped=stopped))
+        measured = self.rewards.measure(rollouts, stopped=stopped)
+        for warning in self.rewards.warnings():
+            self.report.say(Note(level="warning", text=warning))
+        return Collected(each, written, measured)
 
     def _at_once(self) -> int:
         """A quarter of a GPU may hold keys and values; on a processor more side by side gains nothing."""

@@ -174,6 +174,10 @@ class Composition:
         """Sentences for the run's log, before its first step; each once."""
         return list(dict.fromkeys(note for scorer in self._scorers.values() for note in scorer.notes()))
 
+    def warnings(self) -> list[str]:
+        """Sentences for the run's log that have become true since they were last asked for."""
+        return [warning for scorer in self._scorers.values() for warning in scorer.warnings()]
+
     def check(self, rows: Iterable[Row]) -> None:
         """Raise :class:`SpecCannotWork` with the component's field if *rows* can never be scored."""
         rows = list(rows)

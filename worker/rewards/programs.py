@@ -2,11 +2,16 @@
 
 Expected results stay outside; what goes in and comes back is :mod:`worker.sandbox`'s business. If the sandbox itself
 fails, the rollout is unscored; whatever the program does (loops, eats memory, exits, prints a lot) is a failed test.
+
+How often it fails is charted (``rewards/<name>/infra_error``) and watched over the last thousand programs: from 1 in 100 on the
+run's log warns, from 1 in 10 on the attempt ends, because what is left to learn from is chosen by the machine's troubles.
+The run is then tried again from its last checkpoint, after a pause, with a sandbox that is tried anew.
 """
 
 import re
 import textwrap
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 
 from backend.runs.specs.rewards import CodeTests
 from worker.report import SpecCannotWork
@@ -15,7 +20,48 @@ from worker.sandbox import Sandbox, SandboxUnavailable, Tests, TestsUnreadable, 
 
 _FENCE = re.compile(r"[ \t]*(```|~~~)[ \t]*([\w+-]*)")
 _PYTHON = frozenset({"", "python", "python3", "py"})
-_FAILURES = ("wrong", "runtime_error", "timeout", "memory", "output_limit", "malformed")
+_FAILURES = ("wrong", "runtime_error", "timeout", "memory", "output_limit", "malformed", "infra_error")
+
+_FEWEST, _WATCHED = 100, 1000
+"""Programs of which a share is said at the earliest, and the last ones that it is of."""
+_ODD, _BROKEN = 0.01, 0.1
+"""Shares of them that the sandbox failed, from which on it is said, and from which on the attempt ends."""
+
+
+class SandboxBroken(Exception):
+    """The machine fails too many programs. No fault of the spec: the run is tried again from its last checkpoint."""
+
+
+class Watch:
+    """How often the sandbox failed lately."""
+
+    def __init__(self) -> None:
+        self._failed = deque[bool](maxlen=_WATCHED)
+        self._why, self._said = "", False
+
+    def look(self, verdicts: Iterable[Verdict]) -> None:
+        """Take note of *verdicts*. Raises :class:`SandboxBroken`."""
+        for verdict in verdicts:
+            self._failed.append(not verdict.scored)
+            self._why = self._why if verdict.scored else verdict.detail
+        if self._share() >= _BROKEN:
+            raise SandboxBroken(
+                f"{self._sentence()} Give the machine more memory or fewer runs at once, look at its log, restart the worker."
+            )
+
+    def warnings(self) -> list[str]:
+        """One sentence, once, if there is reason for it."""
+        if self._said or self._share() < _ODD:
+            return []
+        self._said = True
+        return [f"{self._sentence()} Their completions are not scored. From one in ten on the run is broken off."]
+
+    def _share(self) -> float:
+        return sum(self._failed) / len(self._failed) if len(self._failed) >= _FEWEST else 0.0
+
+    def _sentence(self) -> str:
+        failed, seen = sum(self._failed), len(self._failed)
+        return f"Of the last {seen} programs {failed} were not graded, through no fault of their own (the last: {self._why})."
 
 
 def program(rollout: Rollout) -> str:
@@ -52,6 +98,7 @@ class Programs(Scorer):
     def __init__(self, spec: CodeTests, field: str) -> None:
         self.spec = spec
         self._last: list[Verdict | None] = []
+        self._watch = Watch()
         try:
             self._sandbox = Sandbox.open()
         except SandboxUnavailable as error:
@@ -74,7 +121,10 @@ class Programs(Scorer):
         )
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
-        """All of them, spread over the sandbox's slots; the same program runs on the same tests once."""
+        """All of them, spread over the sandbox's slots; the same program runs on the same tests once.
+
+        Raises :class:`SandboxBroken` if the machine fails too many of them.
+        """
         jobs: dict[tuple[str, str], tuple[str, Tests]] = {}
         keys: list[tuple[str, str] | None] = []
         for rollout in rollouts:
@@ -85,6 +135,7 @@ class Programs(Scorer):
             except TestsUnreadable:
                 keys.append(None)
         graded = self._sandbox.grade_all(list(jobs.values()), seconds=self.spec.seconds)
+        self._watch.look(graded)
         verdicts = dict(zip(jobs, graded, strict=True))
         self._last = [None if key is None else verdicts[key] for key in keys]
         return [self._score(verdict) for verdict in self._last]
@@ -107,6 +158,10 @@ class Programs(Scorer):
     def notes(self) -> list[str]:
         """Which sandbox protects this machine, and that it was tried."""
         return [self._sandbox.report.line]
+
+    def warnings(self) -> list[str]:
+        """That the machine fails programs."""
+        return self._watch.warnings()
 
     def close(self) -> None:
         """End the sandbox."""

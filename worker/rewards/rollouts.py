@@ -54,6 +54,10 @@ class Scorer:
         """Sentences for the run's log, before its first step."""
         return []
 
+    def warnings(self) -> list[str]:
+        """Sentences for the run's log that have become true since they were last asked for."""
+        return []
+
     def close(self) -> None:
         """End what was started."""
 

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -369,6 +370,15 @@ class TestDynamicSampling:
 
 
 # --- parts and order ---------------------------------------------------------------------------------------------
+
+
+def test_what_a_verifier_warns_of_is_in_the_log(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, told = make(), list[Any]()
+    monkeypatch.setattr(trainer.rewards, "warnings", lambda: ["The sandbox is odd."])
+    monkeypatch.setattr(trainer, "report", SimpleNamespace(say=told.append), raising=False)
+    scored(trainer, [1.0])
+    trainer.write([trainer.prompts[0]], 1, [0])
+    assert [(note.level, note.text) for note in told] == [("warning", "The sandbox is odd.")]
 
 
 def test_parts_lose_only_their_padding(make: Any) -> None:

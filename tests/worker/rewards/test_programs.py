@@ -74,6 +74,7 @@ def test_an_error_of_the_sandbox_is_no_score_and_every_other_end_is(scripted):
     assert scorer.score([wrote(str(i)) for i in range(5)]) == [1, 0, 0, 0, None]
     assert scorer.extras()["timeout"] == [0, 0, 1, 0, 0]
     assert scorer.extras()["wrong"] == [0, 1, 0, 0, 0]
+    assert scorer.extras()["infra_error"] == [0, 0, 0, 0, 1]
 
 
 def test_shares_count_if_asked(scripted):
@@ -90,6 +91,41 @@ def test_the_same_program_runs_once_and_a_row_without_tests_not_at_all(scripted)
     assert scorer.extras()["wrong"] == [0, 0, None]
     scorer.close()
     assert sandbox.closed
+
+
+def watched(*failed):
+    """A watch that saw so many programs graded and not, in turns."""
+    watch = programs.Watch()
+    for number, count in enumerate(failed):
+        verdict = Verdict("infra_error", 0, 2, "no memory") if number % 2 else Verdict("wrong", 0, 2)
+        watch.look([verdict] * count)
+    return watch
+
+
+def test_a_sandbox_that_fails_one_in_a_hundred_is_said_once():
+    """Below a hundred programs nothing is a share; 1 of 101 is less than one in a hundred; of the last thousand, 10 are one."""
+    assert watched(0, 1, 98).warnings() == []
+    assert watched(100, 1).warnings() == []
+    watch = watched(99, 1)
+    (said,) = watch.warnings()
+    assert said.startswith(
+        "Of the last 100 programs 1 were not graded, through no fault of their own (the last: no memory)."
+    )
+    assert watch.warnings() == []
+    assert watched(5000, 9).warnings() == []
+    assert len(watched(5000, 10).warnings()) == 1
+    assert watched(0, 10, 1000).warnings() == []  # long ago
+
+
+def test_a_sandbox_that_fails_one_in_ten_ends_the_attempt(scripted):
+    """Not as a spec that cannot work: then it would never be tried again."""
+    watched(91, 10)  # 10 of 101 is less
+    with pytest.raises(programs.SandboxBroken, match="Of the last 100 programs 10 were not graded") as broken:
+        watched(90, 10)
+    assert "fewer runs" in str(broken.value)
+    scripted(*[Verdict("infra_error", 0, 2, "no memory")] * 100)
+    with pytest.raises(programs.SandboxBroken):
+        Programs(CodeTests(), "rewards.components[0]").score([wrote(str(n)) for n in range(100)])
 
 
 def test_tests_that_cannot_be_read_are_refused_with_the_field(scripted):
