@@ -6,9 +6,9 @@ from typing import Protocol
 from fastapi import Request
 from sqlalchemy.orm import Session
 
-from backend.accounts import service as accounts
+from backend.accounts import credentials
 from backend.accounts.actors import Actor
-from backend.accounts.service import KnownBrowser
+from backend.accounts.credentials import KnownBrowser
 from backend.projects import service as projects
 from backend.projects.service import ProjectName
 
@@ -69,7 +69,7 @@ def shell_maker(counters: Sequence[Count]) -> Callable[[Session, KnownBrowser, R
         wanted = int(given) if given is not None and str(given).isascii() and str(given).isdigit() else None
         shell = Shell(session, browser, wanted, request.url.path, counters)
         if shell.project is not None and shell.project.id == wanted and wanted != browser.project_id:
-            accounts.remember_project(session, browser.session_id, wanted)
+            credentials.remember_project(session, browser.session_id, wanted)
         return shell
 
     return make

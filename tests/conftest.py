@@ -20,6 +20,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy.orm import Session
 
 from backend import embedded, migrate
+from backend.accounts import credentials
 from backend.accounts import service as accounts
 from backend.accounts.access import cookie_name
 from backend.accounts.actors import Actor, Permission, Role
@@ -221,17 +222,17 @@ def make_client(app: FastAPI, sessions: Sessions, settings: Settings, make_actor
         actor = make_actor(who) if isinstance(who, str) else who
         with unit_of_work(sessions) as session:
             if browser:
-                opened = accounts.open_session(session, session.get_one(Person, actor.person_id), absolute_hours=1)
-                known = accounts.browser_by_key(session, opened.key, idle_hours=1)
+                opened = credentials.open_session(session, session.get_one(Person, actor.person_id), absolute_hours=1)
+                known = credentials.browser_by_key(session, opened.key, idle_hours=1)
                 assert known is not None
                 client.cookies.set(cookie_name(settings), opened.key)
                 client.headers.update(
                     {"X-CSRF-Token": known.csrf, "Sec-Fetch-Site": "same-origin", "Accept": "text/html"}
                 )
             else:
-                scopes = [scope for scope in accounts.GRANTABLE if actor.is_admin or scope is not Permission.ADMIN]
+                scopes = [scope for scope in credentials.GRANTABLE if actor.is_admin or scope is not Permission.ADMIN]
                 client.headers["Authorization"] = (
-                    f"Bearer {accounts.create_token(session, actor, 'test', scopes, 1)[1]}"
+                    f"Bearer {credentials.create_token(session, actor, 'test', scopes, 1)[1]}"
                 )
         return client
 

@@ -13,7 +13,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 from sqlalchemy.orm import Session
 
-from backend.accounts import service
+from backend.accounts import credentials, service
 from backend.accounts.actors import Actor, Permission
 from backend.errors import Forbidden, Invalid, StudioError, Unauthenticated, Unavailable
 from backend.settings import Settings
@@ -102,13 +102,13 @@ class Declared:
             raise Invalid("Both a cookie and a bearer token were sent.", remedy="Send one of them.")
         actor: Actor | None = None
         if secret is not None:
-            actor = service.actor_by_token(session, secret)
+            actor = credentials.actor_by_token(session, secret)
             if actor is None:
                 raise Unauthenticated(
                     "This API token is unknown, revoked or over.", remedy="Make a new one on the account page."
                 )
         elif key is not None:
-            browser = service.browser_by_key(session, key, idle_hours=settings.session_idle_hours)
+            browser = credentials.browser_by_key(session, key, idle_hours=settings.session_idle_hours)
             if browser is not None:
                 if request.method not in SAFE and not hmac.compare_digest(csrf.encode(), browser.csrf.encode()):
                     raise StaleForm("Nothing was changed.", remedy="Reload the page and send it again.")

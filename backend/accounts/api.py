@@ -5,7 +5,7 @@ from datetime import datetime
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from backend.accounts import service
+from backend.accounts import credentials, service
 from backend.accounts.access import Admin, Public, SignedIn, count_try, remind_to_set_up
 from backend.accounts.actors import Permission, Role
 from backend.web.units import UnitOfWork
@@ -26,7 +26,7 @@ class SignIn(Closed):
     password: str = Field(max_length=1024, examples=["seven quiet herons wade"])
     token_name: str = Field("command line", max_length=100)
     """What the account page calls the token."""
-    days: int = Field(30, ge=1, le=service.TOKEN_DAYS_MAX)
+    days: int = Field(30, ge=1, le=credentials.TOKEN_DAYS_MAX)
     """Days until the token is over."""
 
 
@@ -117,10 +117,10 @@ def sign_in(actor: Public, request: Request, session: UnitOfWork, body: SignIn) 
     """Exchange a password for an API token with all of the person's permissions."""
     remind_to_set_up(request, session)
     with count_try(request, body.email):
-        person = service.sign_in(session, body.email, body.password)
+        person = credentials.sign_in(session, body.email, body.password)
     known = service.actor_of(session, person.id)
-    scopes = [scope for scope in service.GRANTABLE if scope is not Permission.ADMIN or known.is_admin]
-    token, secret = service.create_token(session, known, body.token_name, scopes, body.days)
+    scopes = [scope for scope in credentials.GRANTABLE if scope is not Permission.ADMIN or known.is_admin]
+    token, secret = credentials.create_token(session, known, body.token_name, scopes, body.days)
     return NewToken(id=token.id, token=secret, scopes=scopes, expires_at=token.expires_at)
 
 
@@ -135,14 +135,14 @@ def me(actor: SignedIn) -> Me:
 def list_tokens(actor: SignedIn, session: UnitOfWork) -> Tokens:
     """Your API tokens; their secrets are not kept."""
     return Tokens(
-        items=[Token.model_validate(token, from_attributes=True) for token in service.list_tokens(session, actor)]
+        items=[Token.model_validate(token, from_attributes=True) for token in credentials.list_tokens(session, actor)]
     )
 
 
 @router.delete("/tokens/{token_id}", status_code=204)
 def revoke_token(actor: SignedIn, session: UnitOfWork, token_id: int) -> None:
     """End one of your API tokens at once."""
-    service.revoke_token(session, actor, token_id)
+    credentials.revoke_token(session, actor, token_id)
 
 
 @router.get("/people")

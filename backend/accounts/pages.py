@@ -6,10 +6,10 @@ from fastapi import APIRouter, Form, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from sqlalchemy.orm import Session
 
-from backend.accounts import service
+from backend.accounts import credentials, service
 from backend.accounts.access import Admin, Public, SignedIn, cookie_name, count_try, remind_to_set_up
 from backend.accounts.actors import Permission, Role
-from backend.accounts.service import OpenedSession
+from backend.accounts.credentials import OpenedSession
 from backend.errors import StudioError
 from backend.settings import Settings
 from backend.web.problems import status_of
@@ -52,7 +52,7 @@ def _signed_in(request: Request, opened: OpenedSession, path: str) -> Response:
 
 def _open(request: Request, session: Session, person_id: int) -> OpenedSession:
     settings: Settings = request.app.state.settings
-    return service.open_session(
+    return credentials.open_session(
         session,
         service.get_person(session, person_id),
         absolute_hours=settings.session_absolute_hours,
@@ -122,7 +122,7 @@ def sign_in(
     remind_to_set_up(request, session)
     try:
         with count_try(request, email):
-            person = service.sign_in(session, email, password)
+            person = credentials.sign_in(session, email, password)
     except StudioError as error:
         return render(
             request, "accounts/sign_in.html", status=status_of(error), next=_own_path(next), email=email, error=error
@@ -134,7 +134,7 @@ def sign_in(
 def sign_out(actor: SignedIn, request: Request, session: UnitOfWork) -> Response:
     """End this browser's session."""
     name = cookie_name(request.app.state.settings)
-    service.close_session(session, request.cookies.get(name, ""))
+    credentials.close_session(session, request.cookies.get(name, ""))
     answer = _to("/sign-in")
     answer.delete_cookie(name, path="/", secure=name.startswith("__Host-"), httponly=True, samesite="lax")
     return answer
@@ -162,8 +162,8 @@ def create_token(
     """Make an API token; its secret is on this answer and nowhere else."""
     try:
         with count_try(request, f"person {actor.person_id}"):
-            service.confirm_password(session, actor, password)
-        token, secret = service.create_token(session, actor, name, scopes, days)
+            credentials.confirm_password(session, actor, password)
+        token, secret = credentials.create_token(session, actor, name, scopes, days)
     except StudioError as error:
         return _account(request, session, actor, status=status_of(error), token_error=error)
     return _account(request, session, actor, status=201, secret=secret, new_token=token)
@@ -172,7 +172,7 @@ def create_token(
 @router.post("/account/tokens/{token_id}/revoke")
 def revoke_token(actor: SignedIn, session: UnitOfWork, token_id: int) -> Response:
     """End a token."""
-    service.revoke_token(session, actor, token_id)
+    credentials.revoke_token(session, actor, token_id)
     return _to("/account")
 
 
@@ -181,7 +181,7 @@ def change_password(actor: SignedIn, request: Request, session: UnitOfWork, old:
     """Set a new password; all browsers are signed out except this one, which gets a fresh session."""
     try:
         with count_try(request, f"person {actor.person_id}"):
-            service.change_password(session, actor, old, new)
+            credentials.change_password(session, actor, old, new)
     except StudioError as error:
         return _account(request, session, actor, status=status_of(error), password_error=error)
     return _signed_in(request, _open(request, session, actor.person_id), "/account")
@@ -190,7 +190,7 @@ def change_password(actor: SignedIn, request: Request, session: UnitOfWork, old:
 @router.post("/account/sign-out-everywhere")
 def sign_out_everywhere(actor: SignedIn, session: UnitOfWork) -> Response:
     """End all of the actor's browser sessions, this one too."""
-    service.close_sessions(session, actor)
+    credentials.close_sessions(session, actor)
     return _to("/sign-in")
 
 
@@ -211,8 +211,8 @@ def _account(
         "accounts/account.html",
         status=status,
         person=service.get_person(session, actor.person_id),
-        tokens=service.list_tokens(session, actor),
-        sessions=service.list_sessions(session, actor),
+        tokens=credentials.list_tokens(session, actor),
+        sessions=credentials.list_sessions(session, actor),
         this_session=browser.session_id if browser else None,
         scopes={scope: words for scope, words in SCOPES.items() if actor.may(scope)},
         secret=secret,

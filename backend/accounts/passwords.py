@@ -1,5 +1,9 @@
-"""Passwords: argon2id with OWASP's parameters, constant work for unknown people, a few hashes at once."""
+"""Secrets as the database keeps them.
 
+Passwords: argon2id with OWASP's parameters, constant work for unknown people, a few hashes at once.
+"""
+
+import hashlib
 import threading
 
 from argon2 import PasswordHasher
@@ -128,3 +132,8 @@ def matches(stored: str | None, password: str) -> bool:
 def needs_rehash(stored: str) -> bool:
     """Whether *stored* was made with other parameters than today's."""
     return _hasher.check_needs_rehash(stored)
+
+
+def digest(secret: str) -> str:
+    """What the database keeps of a random secret: its SHA-256. A slow hash would add nothing to 128 random bits."""
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()

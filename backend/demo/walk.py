@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy.orm import Session
 
+from backend.accounts import credentials
 from backend.accounts import service as accounts
 from backend.accounts.actors import Permission, Role
 from backend.client import FINISHED, Studio
@@ -55,7 +56,7 @@ def let_in(session: Session) -> Guests | None:
         email = f"{name.lower()}@demo.localhost"
         person = accounts.find_person(session, email) or accounts.add_person(session, name, email)
         accounts.set_role(session, project_id, person.id, role)
-        return accounts.create_token(session, accounts.actor_of(session, person.id), "studio demo", scopes, 1)[1]
+        return credentials.create_token(session, accounts.actor_of(session, person.id), "studio demo", scopes, 1)[1]
 
     engineer = token("Heron", Role.ENGINEER, [Permission.VIEW, Permission.ENGINEER])
     return Guests(project_id, engineer, [token(name, Role.ANNOTATOR, [Permission.JUDGE]) for name in ("Wren", "Finch")])

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import psycopg
 
 from backend import embedded, migrate
+from backend.accounts import credentials
 from backend.accounts import service as accounts
 from backend.accounts.actors import Permission, Role
 from backend.accounts.tables import Person
@@ -84,7 +85,7 @@ def prepare(url: str, annotators: int, items: int, overlap: int) -> Load:
             session.flush()
             accounts.set_role(session, project.id, one.id, Role.ANNOTATOR)
             actor = accounts.actor_of(session, one.id)
-            tokens.append(accounts.create_token(session, actor, "benchmark", [Permission.JUDGE], 1)[1])
+            tokens.append(credentials.create_token(session, actor, "benchmark", [Permission.JUDGE], 1)[1])
         load = Load(labeling.id, tokens)
     engine.dispose()
     with psycopg.connect(url, autocommit=True) as admin_connection:

@@ -17,7 +17,7 @@ import uvicorn
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from backend import embedded
-from backend.accounts import service as accounts
+from backend.accounts import credentials
 from backend.accounts.access import cookie_name
 from backend.accounts.actors import Actor
 from backend.accounts.tables import Person
@@ -163,7 +163,7 @@ def open_page(browser: Browser, site: Site, sessions: Sessions, make_actor: Make
         if who is not None:
             actor = make_actor(who) if isinstance(who, str) else who
             with unit_of_work(sessions) as session:
-                opened = accounts.open_session(session, session.get_one(Person, actor.person_id), absolute_hours=1)
+                opened = credentials.open_session(session, session.get_one(Person, actor.person_id), absolute_hours=1)
                 context.add_cookies([{"name": cookie_name(site.settings), "value": opened.key, "url": site.url}])
         page = context.new_page()
         page.set_default_timeout(15_000)

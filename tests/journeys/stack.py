@@ -21,6 +21,7 @@ import psutil
 import psycopg
 
 from backend import embedded, migrate
+from backend.accounts import credentials
 from backend.accounts import service as accounts
 from backend.accounts.actors import Actor, Permission, Role
 from backend.accounts.tables import Person
@@ -184,9 +185,9 @@ class Stack:
             accounts.set_role(session, project.id, person.id, Role.ENGINEER)
             self.actor: Actor = accounts.actor_of(session, person.id)
             self.project_id = project.id
-            self.token = accounts.create_token(session, self.actor, "kills", [Permission.VIEW, Permission.ENGINEER], 1)[
-                1
-            ]
+            self.token = credentials.create_token(
+                session, self.actor, "kills", [Permission.VIEW, Permission.ENGINEER], 1
+            )[1]
             base = Path(seed.__file__).parent / "base"
             self.model_id = registry.register_folder(session, project.id, base, "tiny").id
             made = datasets.create_dataset(session, self.actor, project.id, "pairs")

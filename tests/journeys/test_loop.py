@@ -18,7 +18,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from backend import embedded
-from backend.accounts import service as accounts
+from backend.accounts import credentials
 from backend.accounts.actors import Actor, Permission
 from backend.db import Sessions, unit_of_work
 from backend.demo import seed
@@ -73,7 +73,7 @@ def worker(settings: Settings, site: Site, tmp_path: Path) -> Iterator[subproces
 
 def _client(site: Site, sessions: Sessions, actor: Actor, *scopes: Permission) -> httpx.Client:
     with unit_of_work(sessions) as session:
-        token = accounts.create_token(session, actor, "loop", scopes, 1)[1]
+        token = credentials.create_token(session, actor, "loop", scopes, 1)[1]
     return httpx.Client(base_url=f"{site.url}/api/v1", headers={"Authorization": f"Bearer {token}"}, timeout=30)
 
 
