@@ -129,6 +129,8 @@ class CodeTests(Component):
     kind: Literal["code"] = "code"
     column: str = "tests"
     """The rows' column with the tests: a JSON list of calls with expected results, or Python assertions."""
+    setup: str = ""
+    """The rows' column with Python that assertions need before they run, such as MBPP's `test_setup_code`; empty: there is none."""
     all_or_nothing: bool = True
     """1 only if every test passes; off, the share of passed tests."""
     seconds: float = Field(4, gt=0, le=60)
@@ -345,4 +347,6 @@ class Rewards(Strict):
                 columns.setdefault(component.column, field)
                 if isinstance(component, Constraints) and component.column == IFEVAL_IDS:
                     columns.setdefault(IFEVAL_ARGUMENTS, field)
+                if isinstance(component, CodeTests) and component.setup:
+                    columns.setdefault(component.setup, f"rewards.components[{index}].setup")
         return columns
