@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from backend.datasets.rows import COLUMNS, TEXTS, Row, RowType
+from backend.intervals import wilson
 
 BUCKETS = 16  # hashes are counted in sixteenths, so that counting needs little beside the hashes themselves
 MASK = 2**64 - 1
@@ -22,16 +23,6 @@ MASK = 2**64 - 1
 def text_of(value: Any) -> str:
     """The text of a column: itself, or a conversation's contents joined."""
     return value if isinstance(value, str) else "\n".join(message["content"] for message in value)
-
-
-def wilson(successes: float, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """95 % interval of a share. Wilson 1927."""
-    if n == 0:
-        return 0.0, 1.0
-    p, z2 = successes / n, z * z
-    center = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return max(0.0, min(p, center - half)), min(1.0, max(p, center + half))
 
 
 class Lengths:
@@ -180,7 +171,7 @@ class Statistics:
             if column == "prompt":
                 self._prompts.add(parts[-1][1] & MASK)
         if self._row_type is RowType.PREFERENCE:
-            self._pair(dict(parts), sizes, row.get("probability") == 0.5)
+            self._pair(dict(parts), sizes, row.get("probability"))
         else:
             if self._row_type is RowType.UNPAIRED:
                 self._labels[row["label"]] += 1
@@ -196,15 +187,19 @@ class Statistics:
                     parts.append((name, hash(score)))
             self._rows.add(hash(tuple(parts)) & MASK)
 
-    def _pair(self, hashes: dict[str, int], sizes: dict[str, int], tie: bool) -> None:
+    def _pair(self, hashes: dict[str, int], sizes: dict[str, int], probability: float | None) -> None:
         chosen, rejected = hashes["chosen"], hashes["rejected"]
         # the same for both directions but for the lowest bit: so one list finds duplicates and contradictions
         pair = hash((hashes.get("prompt"), min(chosen, rejected), max(chosen, rejected))) & (MASK - 1)
-        difference = sizes["chosen"] - sizes["rejected"]
-        self._difference.add(difference)
-        self._longer += difference > 0
-        self._ties += tie
-        self._equal += difference == 0
+        if probability == 0.5:
+            self._ties += 1
+        else:
+            difference = sizes["chosen"] - sizes["rejected"]
+            if probability is not None and probability < 0.5:  # most prefer the rejected one
+                difference = -difference
+            self._difference.add(difference)
+            self._longer += difference > 0
+            self._equal += difference == 0
         if chosen == rejected:
             self._same += 1
             pair = hash((pair, "same")) & (MASK - 1)
@@ -228,9 +223,8 @@ class Statistics:
         if self._row_type is RowType.SCORED:
             found["scores"] = {name: seen.summary() for name, seen in sorted(self._scores.items())}
         if self._row_type is RowType.PREFERENCE:
-            # equally long completions leave the baseline to chance: they count half
-            wins = self._longer + self._equal / 2
-            low, high = wilson(wins, self._n)
+            # Of the decided pairs, as reward models are measured. Equally long ones leave the baseline to chance: half a win.
+            longer = wilson(self._longer + self._equal / 2, self._difference.n)
             found |= {
                 "chosen_is_rejected": self._same,
                 "ties": self._ties,
@@ -239,9 +233,10 @@ class Statistics:
                 "longer_wins": {
                     "chosen_longer": self._longer,
                     "equally_long": self._equal,
-                    "share": wins / self._n if self._n else None,
-                    "low": low,
-                    "high": high,
+                    "decided": self._difference.n,
+                    "share": longer.value if longer else None,
+                    "low": longer.low if longer else None,
+                    "high": longer.high if longer else None,
                 },
             }
         return found

@@ -4,41 +4,20 @@ Judgments come as *patterns*: the sorted values that one item received, with the
 There are few patterns however many items, so everything here is fast and the bootstrap is a multinomial draw.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from backend.intervals import Estimate as Estimate
+from backend.intervals import wilson as wilson
 
 Patterns = Mapping[tuple[int, ...], int]
 """Sorted values of one item → number of items with these values."""
 
 MINIMUM_ITEMS = 20
 """Below this many doubly judged items an agreement is noise and is not shown."""
-
-Z95 = 1.959963984540054
-
-
-class Estimate(NamedTuple):
-    """A value with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-    """What it rests on: items for agreement, judgments for shares."""
-
-
-def wilson(hits: int, n: int) -> Estimate | None:
-    """Share *hits*/*n* with the Wilson score interval (Wilson 1927); ``None`` without any trial."""
-    if n == 0:
-        return None
-    share, z2 = hits / n, Z95 * Z95
-    center = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return Estimate(share, max(0.0, center - half), min(1.0, center + half), n)
-
 
 Metric = Literal["nominal", "ordinal", "interval"]
 

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from backend.intervals import Estimate, by_chance, wilson
 from backend.runs.glossary import DECIDES
-from backend.runs.meanings import Meaning, bare, meaning
+from backend.runs.meanings import bare, meaning
 
 Series = Sequence[tuple[int, float]]
 """(step, value), by rising step; values may be NaN or infinite."""
@@ -30,8 +31,6 @@ HOLDS = {
     "simpo": "An SFT weight",
 }
 """What keeps the likelihood of chosen texts, besides a smaller learning rate."""
-Z = 1.96
-"""Standard deviations on both sides that hold 95 % of a normal distribution."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Finding:
 def diagnose(
     method: str, series: Mapping[str, Series], *, finished: bool, held_out_rows: int | None = None
 ) -> list[Finding]:
-    """Everything that the rules say; with the number of held-out rows, shares carry their interval."""
+    """Everything that the rules say. With the number of held-out rows (ties are not among them: no share asks them) shares carry their interval."""
     sound = {key: [(s, v) for s, v in points if math.isfinite(v)] for key, points in series.items()}
     found = list(_not_numbers(series))
     found += _held_out(DECIDES[method], sound, finished, held_out_rows, ALWAYS.get(method))
@@ -66,13 +65,6 @@ def diagnose(
         rules.append(_blind_value)
     rules.append(_jump)
     return found + [said for rule in rules if (said := rule(sound)) is not None]
-
-
-def plus_minus(share: float, rows: int) -> float:
-    """Half the 95 % interval of a share over *rows*, honest at 0 and 1 too. Agresti & Coull 1998."""
-    n = rows + 4
-    p = (share * rows + 2) / n
-    return Z * math.sqrt(p * (1 - p) / n)
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -114,25 +106,36 @@ def _held_out(
     points = series.get(key, [])
     known = meaning(key)
     name = f"Held-out {known.name.lower()}"
+    # {} where an interval means nothing: no share of rows, or nobody said of how many
+    sure = {step: _share(key, step, value, series, rows) for step, value in points} if known.of_rows and rows else {}
+
+    def said(point: tuple[int, float]) -> str:
+        step, value = point
+        if (share := sure.get(step)) is None:
+            return f"{_plain(value)} at step {step}"
+        if share.low == share.high:
+            return f"{_plain(value)} at step {step}, where the policy is its reference"
+        return f"{_plain(value)} [{_plain(share.low)}, {_plain(share.high)}] at step {step}"
+
+    def chance(one: int, other: int) -> float:
+        return by_chance(sure[one], sure[other]) if sure else 0.0
+
+    of_rows = f" (95 % intervals, {rows:,} rows)" if sure else ""
     if len(points) == 1:
         yield Finding(
-            "Measured once.",
-            f"{name} was {_figure(points[0][1], known, rows)} at step {points[0][0]}; the next evaluation shows whether it learns.",
+            "Measured once.", f"{name} was {said(points[0])}{of_rows}; the next evaluation shows whether it learns."
         )
     if len(points) < 2:
         return
     (first, before), (last, after) = points[0], points[-1]
-    went = f"{name} went from {_figure(before, known, rows)} at step {first} to {_figure(after, known, rows)} at step {last}"
+    went = f"{name} went from {said(points[0])} to {said(points[-1])}"
     better = after < before if known.better == "lower" else after > before
-    chance = 0.0
-    if known.of_rows and rows:
-        chance = math.hypot(plus_minus(before, rows), plus_minus(after, rows))
     if abs(after - before) <= 0.01 * max(abs(before), abs(after), 1e-9):
-        yield Finding("It stands still.", f"{went}.", finished)
-    elif abs(after - before) <= chance:
+        yield Finding("It stands still.", f"{went}{of_rows}.", finished)
+    elif abs(after - before) <= chance(first, last):
         yield Finding(
             "Too few rows to tell.",
-            f"{went}: with {rows:,} held-out rows, chance alone moves it by {_plain(chance)}.",
+            f"{went}: with {rows:,} held-out rows, chance alone moves it by {_plain(chance(first, last))}.",
             finished,
         )
     elif better and always and (base := _values(series, always)) and after <= base[-1] + 1e-6:
@@ -140,13 +143,13 @@ def _held_out(
             "It says what most are.", f"{went}, and always saying the same reaches {_plain(base[-1])}.", finished
         )
     elif better:
-        yield Finding("It learns.", f"{went}.")
+        yield Finding("It learns.", f"{went}{of_rows}.")
     else:
-        yield Finding("It gets worse.", f"{went}.", True)
+        yield Finding("It gets worse.", f"{went}{of_rows}.", True)
     if len(points) >= 4 and known.better in ("lower", "higher"):
         best = (min if known.better == "lower" else max)(points, key=lambda point: point[1])
         gained, lost = abs(best[1] - before), abs(after - best[1])
-        if best[0] != last and gained > 0 and lost > max(0.25 * gained, chance):
+        if best[0] != last and gained > 0 and lost > max(0.25 * gained, chance(best[0], last)):
             yield Finding(
                 "The best is behind it.",
                 f"{name} was best at step {best[0]} ({_plain(best[1])}); a checkpoint from there may be better than the last.",
@@ -154,8 +157,17 @@ def _held_out(
             )
 
 
-def _figure(value: float, known: Meaning, rows: int | None) -> str:
-    return f"{_plain(value)} ± {_plain(plus_minus(value, rows))}" if known.of_rows and rows else _plain(value)
+def _share(key: str, step: int, value: float, series: Mapping[str, Series], rows: int) -> Estimate:
+    """The share at *step* with its interval; with none where it is 1/2 by convention.
+
+    Before the first step a policy is its own reference: every pair has a margin of exactly 0, and an accuracy that nothing
+    was counted for.
+    """
+    if key == "eval_rewards/accuracies" and value == 0.5 and (step, 0.0) in series.get("eval_rewards/margins", ()):
+        return Estimate(value, value, value, rows)
+    share = wilson(value * rows, rows)
+    assert share is not None
+    return share
 
 
 def _jump(series: Mapping[str, Series]) -> Finding | None:

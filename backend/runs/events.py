@@ -33,6 +33,8 @@ class Started(_Event):
     """Rows learned from."""
     held_out_rows: int
     """Rows only evaluated on."""
+    held_out_ties: int | None = None
+    """Those of them of which neither side is better (probability 1/2): no share of pairs asks them. ``None``: not said."""
     trainable_parameters: int
     """Parameters that get a gradient."""
     total_parameters: int

@@ -21,7 +21,7 @@ def overview(session: Session, actor: Actor, view: View, keys: Sequence[str], st
         | {"grad_norm"}
     )
     started = readout.started(session, view.id)
-    rows = started["held_out_rows"] if started else None
+    rows = views.decided_rows(view.spec, started) if started else None
     series = readout.points(session, view.id, wanted & set(keys))
     samples = service.completions(session, actor, view.id, step=steps[-1], limit=64) if steps else []
     return {

@@ -183,6 +183,15 @@ def expected(spec: specs.TrainingSpec) -> set[str]:
     return set()
 
 
+def decided_rows(spec: specs.TrainingSpec, started: Mapping[str, Any]) -> int | None:
+    """Of how many held-out rows accuracy is the share: ties are not asked. ``None`` if nobody said how many ties there are."""
+    rows: int = started["held_out_rows"]
+    ties: int | None = started.get("held_out_ties")
+    if ties is None and isinstance(spec, specs.RewardSpec | specs.DPOSpec) and spec.use_probability:
+        return None  # with probabilities ties are among the rows; without, they were left out before
+    return rows - (ties or 0)
+
+
 def reliability(series: Mapping[str, Series]) -> list[tuple[float, float]]:
     """(confidence, accuracy) of each bin at the last evaluation, least confident first; empty if it was not measured."""
     bins: list[tuple[float, float]] = []

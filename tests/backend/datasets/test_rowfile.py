@@ -70,6 +70,21 @@ def test_statistics_are_what_one_counts_by_hand(triples: list[tuple[str, str, st
     assert sum(found["difference"]["bars"]) == len(triples)
 
 
+def test_the_longer_one_wins_only_where_one_is_better() -> None:
+    """Seven pairs: a tie counts for neither, p < 1/2 for the other side, equal lengths half: (1 + 1 + 1 + 1/2)/6."""
+    lengths = [(5, 2, None), (5, 2, 1.0), (2, 5, 0.25), (5, 2, 0.25), (5, 2, 0.5), (3, 3, 0.75), (2, 5, None)]
+    written, _ = write(
+        [{"prompt": "q", "chosen": "c" * c, "rejected": "r" * r, "probability": p} for c, r, p in lengths]
+    )
+    found = written.statistics
+    longer = found["longer_wins"]
+    assert (longer["chosen_longer"], longer["equally_long"], longer["decided"], found["ties"]) == (3, 1, 6, 1)
+    assert longer["share"] == 3.5 / 6
+    assert (found["difference"]["count"], found["difference"]["mean"]) == (6, (3 + 3 + 3 - 3 + 0 - 3) / 6)
+    only_ties, _ = write([{"prompt": "q", "chosen": "c", "rejected": "rr", "probability": 0.5}])
+    assert only_ties.statistics["longer_wins"]["share"] is None
+
+
 def test_any_page_of_many_groups(tmp_path: Path) -> None:
     n = 3 * GROUP_ROWS + 17
     writer = RowWriter(tmp_path / "rows.parquet", RowType.PROMPT_ONLY)

@@ -88,18 +88,6 @@ def test_directions_forget_strength() -> None:
     assert agreement.directions({(-3, -1): 2, (0, 2): 1, (-1, -1): 1}) == {(-1, -1): 3, (0, 1): 1}
 
 
-def test_wilson_by_the_book() -> None:
-    """8 of 10: the textbook interval [0.490, 0.943]; certain shares keep an honest interval."""
-    found = agreement.wilson(8, 10)
-    assert found is not None
-    assert (found.low, found.high) == (pytest.approx(0.4902, abs=1e-4), pytest.approx(0.9433, abs=1e-4))
-    none_won = agreement.wilson(0, 20)
-    assert none_won is not None
-    assert none_won.low == 0
-    assert none_won.high == pytest.approx(0.1611, abs=1e-4)
-    assert agreement.wilson(0, 0) is None
-
-
 def test_bootstrap_says_the_same_twice() -> None:
     patterns = {(1, 1): 20, (2, 2): 12, (1, 2): 9}
     assert agreement.alpha_estimate(patterns) == agreement.alpha_estimate(patterns)

@@ -69,16 +69,41 @@ def _ramp(first: float, last: float, n: int = 40) -> Series:
 
 
 def test_a_share_of_rows_carries_its_interval() -> None:
-    points: Series = [(0, 0.5), (60, 0.9)]
+    points: Series = [(0, 0.5), (60, 0.875)]
     told = diagnose("reward", {"eval_accuracy": points}, finished=True, held_out_rows=96)[0]
-    # Agresti and Coull with 96 rows: n = 100; p = (48 + 2)/100 = 0.5; 1.96·√(0.25/100) = 0.098
+    # Wilson with 96 rows, z² = 3.8415: at 1/2 the half is 1.96·√(0.25/96 + 3.8415/36864)/1.04 = 0.098; 84 of 96 lie from
+    # (0.875 + 0.02)/1.04 − 1.96·√(0.109375/96 + 0.0001042)/1.04 = 0.8605 − 0.0664 to 0.8605 + 0.0664
     assert told.title == "It learns."
-    assert "0.5 ± 0.098" in told.text
-    # 12 rows: ± 0.245 around 0.5 and ± 0.201 around 0.8125, together √(0.245² + 0.191²) = 0.31 > 0.25
+    assert (
+        "from 0.5 [0.402, 0.598] at step 0 to 0.875 [0.794, 0.927] at step 60 (95 % intervals, 96 rows)." in told.text
+    )
+    # 12 rows: arms of 0.2462 above 6 of 12 and 0.75 − 0.4677 = 0.2823 below 9 of 12, together 0.375 > 0.25
     few = diagnose("reward", {"eval_accuracy": [(0, 0.5), (60, 0.75)]}, finished=True, held_out_rows=12)[0]
     assert few.title == "Too few rows to tell."
+    assert "moves it by 0.375" in few.text
     # a loss is no share of rows, whatever their number
-    assert "±" not in diagnose("sft", {"eval_loss": [(0, 2.0), (9, 1.0)]}, finished=True, held_out_rows=12)[0].text
+    assert "[" not in diagnose("sft", {"eval_loss": [(0, 2.0), (9, 1.0)]}, finished=True, held_out_rows=12)[0].text
+
+
+def test_a_policy_that_is_its_reference_has_no_interval() -> None:
+    """Before the first step 0.5 is a convention: nothing was counted, and chance is that of the last value alone."""
+    accuracy: Series = [(0, 0.5), (60, 0.75)]
+    begins: Series = [(0, 0.0), (60, 0.3)]
+    once = diagnose(
+        "dpo",
+        {"eval_rewards/accuracies": accuracy[:1], "eval_rewards/margins": begins[:1]},
+        finished=False,
+        held_out_rows=20,
+    )[0]
+    assert "was 0.5 at step 0, where the policy is its reference" in once.text
+    series = {"eval_rewards/accuracies": accuracy, "eval_rewards/margins": begins}
+    told = diagnose("dpo", series, finished=True, held_out_rows=20)[0]
+    # 15 of 20: (0.75 + 0.096)/1.192 − 1.96·√(0.009375 + 0.0024)/1.192 = 0.71 − 0.178 = 0.531, so the arm is 0.219 < 0.25
+    assert told.title == "It learns."
+    assert "0.75 [0.531, 0.888] at step 60" in told.text
+    # a pair of 0.5 and a margin that is not 0 was counted: its arm of 0.2 makes √(0.219² + 0.2²) = 0.3 > 0.25
+    counted = series | {"eval_rewards/margins": [(0, 0.01), (60, 0.3)]}
+    assert diagnose("dpo", counted, finished=True, held_out_rows=20)[0].title == "Too few rows to tell."
 
 
 def test_a_gamed_reward_is_called_so_only_when_the_policy_runs_away() -> None:

@@ -199,3 +199,11 @@ def test_specs_of_earlier_versions_stay_readable() -> None:
     document["optimization"]["steps"] = 0
     with pytest.raises(ValueError, match="greater than"):
         views.parse(document)
+
+
+def test_ties_are_not_among_the_rows_of_an_accuracy() -> None:
+    """128 held-out rows, 28 of them ties: 100. Who learns from probabilities and does not say how many ties: unknown."""
+    soft = SIGMOID.model_copy(update={"use_probability": True})
+    assert views.decided_rows(soft, {"held_out_rows": 128, "held_out_ties": 28}) == 100
+    assert views.decided_rows(soft, {"held_out_rows": 128}) is None
+    assert views.decided_rows(SIGMOID, {"held_out_rows": 128, "held_out_ties": None}) == 128
