@@ -125,10 +125,10 @@ class Programs(Scorer):
 
         Raises :class:`SandboxBroken` if the machine fails too many of them.
         """
-        jobs: dict[tuple[str, str], tuple[str, Tests]] = {}
-        keys: list[tuple[str, str] | None] = []
+        jobs: dict[tuple[str, ...], tuple[str, Tests]] = {}
+        keys: list[tuple[str, ...] | None] = []
         for rollout in rollouts:
-            key = (program(rollout), repr(rollout.row.get(self.spec.column)))
+            key = (program(rollout), repr(rollout.row.get(self.spec.column)), self._setup(rollout.row))
             try:
                 jobs.setdefault(key, (key[0], self._tests(rollout.row)))
                 keys.append(key)
@@ -146,7 +146,11 @@ class Programs(Scorer):
         return float(verdict.kind == "ok") if self.spec.all_or_nothing else verdict.passed / verdict.total
 
     def _tests(self, row: Row) -> Tests:
-        return read_tests(row.get(self.spec.column))
+        return read_tests(row.get(self.spec.column), prelude=self._setup(row))
+
+    def _setup(self, row: Row) -> str:
+        """Most rows of a dataset that has the column have nothing there."""
+        return str(row.get(self.spec.setup) or "") if self.spec.setup else ""
 
     def extras(self) -> dict[str, list[Score]]:
         """How programs failed: 1 under the kind of failure, 0 under the others."""

@@ -93,6 +93,23 @@ def test_the_same_program_runs_once_and_a_row_without_tests_not_at_all(scripted)
     assert sandbox.closed
 
 
+def test_a_setup_of_its_own_column_belongs_to_the_tests(scripted):
+    """MBPP 927 builds its trees from the program's own class. The same program and tests with another setup run again."""
+    sandbox = scripted(Verdict("ok", 1, 1), Verdict("wrong", 0, 1), Verdict("ok", 1, 1))
+    scorer = Programs(CodeTests(column="test_list", setup="test_setup_code"), "rewards.components[0]")
+    tests = json.dumps(["assert height(root) == 2"])
+    rows = [
+        {"test_list": tests, "test_setup_code": setup}
+        for setup in ("root = Node(1)\nroot.left = Node(2)", "root = Node(1)", "root = Node(1)", None)
+    ]
+    scorer.check(rows, "c")
+    rollouts = [Rollout(prompt="p", completion="def height(node): ...", row=row) for row in rows]
+    assert scorer.score(rollouts) == [1, 0, 0, 1]
+    assert [tests.prelude for _, tests in sandbox.jobs] == ["root = Node(1)\nroot.left = Node(2)", "root = Node(1)", ""]
+    with pytest.raises(SpecCannotWork, match="no Python"):
+        scorer.check([{"test_list": tests, "test_setup_code": "root = ("}], "c")
+
+
 def watched(*failed):
     """A watch that saw so many programs graded and not, in turns."""
     watch = programs.Watch()

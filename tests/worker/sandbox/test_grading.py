@@ -139,6 +139,16 @@ def test_many_at_once_come_back_in_order(sandbox: Sandbox) -> None:
     assert [verdict.kind for verdict in sandbox.grade_all(work)].index("ok") == 3
 
 
+def test_a_setup_builds_what_tests_need_from_the_programs_own_classes(sandbox: Sandbox) -> None:
+    """As MBPP 367 and 927 do: the tree is the program's, and its parts are handed around by number."""
+    program = "class Node:\n    def __init__(self, n):\n        self.n, self.left = n, None\n"
+    program += "def height(node): return 0 if node is None else 1 + height(node.left)\n"
+    setup = "root = Node(1)\nroot.left = Node(2)"
+    tests = read_tests(["assert height(root) == 2", "assert (height(root.left)) == 1 "], prelude=setup)
+    assert sandbox.grade(program, tests) == Verdict("ok", 2, 2)
+    assert sandbox.grade(program.replace("else 1", "else 2"), tests).kind == "wrong"
+
+
 def test_programs_share_nothing(sandbox: Sandbox) -> None:
     """What one leaves in its folder no other finds."""
     leave = "open('note', 'w').write('5')\ndef f(): return 1"
