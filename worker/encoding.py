@@ -197,6 +197,24 @@ class Encoder:
         return notes
 
 
+def check_end(tokenizer: PreTrainedTokenizerBase, ends: Sequence[int], prompt: Any) -> None:
+    """Raises :class:`SpecCannotWork` if a reply to *prompt* as the chat template writes it has none of the tokens *ends*.
+
+    The policy was taught that template: it would never be seen to end, and every completion would be cut.
+    """
+    if isinstance(prompt, str):
+        return
+    reply = [{"role": "assistant", "content": "Yes."}]
+    (pair,) = Encoder(tokenizer, max_length=0).pairs([prompt], [reply], check_end=False)
+    if not set(ends).intersection(pair.completion):
+        raise SpecCannotWork(
+            f"the chat template ends a reply with none of the model's end tokens {tokenizer.convert_ids_to_tokens(list(ends))}, "
+            "so no completion would ever end",
+            remedy="Set eos_token in tokenizer_config.json to the token that the template writes after a reply.",
+            field="base_model",
+        )
+
+
 def _touch(prompt: str, completion: str) -> bool:
     """Whether two texts that are joined as they stand would want a space between them."""
     ends = prompt[-1:] + completion[:1]

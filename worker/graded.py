@@ -9,7 +9,8 @@ from transformers import PreTrainedTokenizerBase
 from backend.datasets.rows import Row
 from worker.encoding import Encoder
 from worker.objectives import IGNORED
-from worker.rows import Columns, canonical_prompt
+from worker.rows import Columns
+from worker.splitting import canonical_prompt
 
 
 def attribute_scores(encoder: Encoder, rows: list[Row], *, attributes: Sequence[str]) -> Columns:

@@ -4,12 +4,10 @@ TRL's GRPO trainer runs the loop (how often is sampled, accumulation, several pr
 method overrides :meth:`Online.learn_from` (advantages) and :meth:`Online._compute_loss`.
 
 What is written depends on seed, step and place in the rollout alone, and so does the order of the prompts: a rollout
-that was broken off is written again, word for word, and in two processes as in one. A checkpoint within a rollout's
-steps carries what is left of it.
+that was broken off is written again, word for word, and in two processes as in one (:mod:`worker.resuming`).
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,14 +15,14 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers.trainer_utils import EvalLoopOutput
 from trl import GRPOConfig
 
 from backend.runs.events import Completion, Note
 from backend.runs.specs import AdaptiveBeta, FixedBeta, Launch, OnlineSpec
 from backend.runs.specs.rewards import Rewards
 from worker import ranks
-from worker.encoding import Encoder
+from worker.encoding import check_end
 from worker.experience import (
     Batch,
     Collected,
@@ -38,9 +36,9 @@ from worker.experience import (
 )
 from worker.forward import Texts
 from worker.objectives.reinforcement import adaptive_beta, kl_estimate
-from worker.reading import Reading
 from worker.recipes import probe, training
-from worker.report import SpecCannotWork, StopRequested
+from worker.report import SpecCannotWork
+from worker.resuming import Resuming
 from worker.rewards import Composition, Measured, Rollout, Scores, combine
 from worker.rollouts import Written, fitting, sample
 from worker.rows import Prepared, readable
@@ -76,36 +74,15 @@ def _figures(scores: Scores) -> dict[str, float]:
     return {name: value for name, value in scores.figures().items() if name != "rewards/unscored"}
 
 
-def check_end(tokenizer: PreTrainedTokenizerBase, ends: Sequence[int], prompt: Any) -> None:
-    """Raises :class:`SpecCannotWork` if a reply to *prompt* as the chat template writes it has none of the tokens *ends*.
-
-    The policy was taught that template: it would never be seen to end, and every completion would be cut.
-    """
-    if isinstance(prompt, str):
-        return
-    encoder = Encoder(tokenizer, max_length=0)
-    reply = [{"role": "assistant", "content": "Yes."}]
-    (pair,) = encoder.pairs([prompt], [reply], check_end=False)
-    if not set(ends).intersection(pair.completion):
-        raise SpecCannotWork(
-            f"the chat template ends a reply with none of the model's end tokens {tokenizer.convert_ids_to_tokens(list(ends))}, "
-            "so no completion would ever end",
-            remedy="Set eos_token in tokenizer_config.json to the token that the template writes after a reply.",
-            field="base_model",
-        )
-
-
 def _elsewhere(**_: Any) -> list[float]:
     """TRL wants a reward function; ours is a composition, asked in :meth:`Online.write`."""
     raise AssertionError("TRL's own rollout is not used")
 
 
-class Online(Reading):
+class Online(Resuming):
     """A policy that learns from its own completions."""
 
     spec: OnlineSpec
-    _step: int
-    _buffered_inputs: list[Batch] | None
 
     def __init__(
         self,
@@ -170,13 +147,6 @@ class Online(Reading):
         *sampled*: what the sampler said of them. Where both reckon in single precision no pass is needed to repeat it.
         """
         return self.frozen(self.model, texts) if sampled is None or self.args.bf16 else sampled
-
-    def more_state(self) -> dict[str, Any]:
-        """Tensors and numbers of the method that a checkpoint must hold besides the weights."""
-        return {}
-
-    def load_more_state(self, state: dict[str, Any]) -> None:
-        """Take back :meth:`more_state`."""
 
     # --- what fits into memory -------------------------------------------------------------------------------------
 
@@ -418,40 +388,3 @@ class Online(Reading):
             )
             for i, (row, one, text) in enumerate(zip(rows, collected.written, texts, strict=True))
         ]
-
-    # --- stopping and resuming -------------------------------------------------------------------------------------
-
-    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        try:
-            output: TrainOutput = super()._inner_training_loop(*args, **kwargs)
-        except StopRequested:  # in a rollout, which will be written again
-            step = self.state.global_step
-            if step == 0:
-                raise
-            if not (self.launch.folder / "checkpoints" / f"step-{step}" / training.MANIFEST).exists():
-                self._save_checkpoint(self.model, None)
-            return TrainOutput(step, 0.0, {})
-        return output
-
-    def _rollout_file(self, folder: str) -> Path:
-        return Path(folder) / f"rollout_{self.accelerator.process_index}.pt"
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        """Every process: besides the random state, what is left of its rollout."""
-        super()._save_rng_state(output_dir)
-        within = self._step % self._passes != 0
-        state = {
-            "parts": self._buffered_inputs if within else None,
-            "kl_beta": self.kl_beta,
-            "more": self.more_state(),
-        }
-        torch.save(state, self._rollout_file(output_dir))
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        super()._load_rng_state(checkpoint)
-        if checkpoint is None:
-            return
-        state = torch.load(self._rollout_file(checkpoint), weights_only=True, map_location=self.args.device)
-        self._step = self.state.global_step * self.args.gradient_accumulation_steps
-        self._buffered_inputs, self.kl_beta = state["parts"], state["kl_beta"]
-        self.load_more_state(state["more"])

@@ -1,128 +1,30 @@
-"""From a dataset version's Parquet file to token ids: what is learned from, what is held out, what had to go.
+"""From rows to token ids, learned from and held out alike (:mod:`worker.splitting`), and what had to go.
 
 Rows are tokenized here rather than in TRL, for three reasons. What a person wrote must not be able to end a turn
-(:mod:`worker.encoding`). What is cut or dropped is counted and said. And a row reaches the trainer as nothing but the ids it learns from. ``tests/worker/test_rows.py`` holds the result
-against TRL's own tokenization.
+(:mod:`worker.encoding`). What is cut or dropped is counted and said. And a row reaches the trainer as nothing but the ids
+it learns from. ``tests/worker/test_rows.py`` holds the result against TRL's own tokenization.
 
-The whole version is in memory as Arrow: about 4 bytes per token.
+All token ids are in memory as Arrow: about 4 bytes each.
 """
 
-import hashlib
 import json
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from backend.datasets.rows import COLUMNS, Row, RowType
+from backend.datasets.rows import Row
 from backend.runs.events import Note
 from backend.runs.specs import HeldOut, Launch, OnlineSpec
 from worker.encoding import Encoder as Encoder
 from worker.encoding import Pair as Pair
 from worker.objectives import IGNORED
 from worker.report import SpecCannotWork
-
-_SPLIT_SEED = 0
-"""The same for all runs, so that runs on one dataset version are evaluated on the same rows whatever their seed."""
-
-
-# --- reading and splitting ---------------------------------------------------------------------------------------
-
-
-def read(path: Path, row_type: RowType, extra: Mapping[str, str] | None = None) -> Dataset:
-    """The rows of a dataset version with TRL's columns of *row_type*, and *extra* ones.
-
-    *extra*: column → the spec's field that asks for it. Raises :class:`SpecCannotWork` about that field if the column
-    is not there. What the file keeps as JSON text (``scores``, lists, objects) stays text here.
-    """
-    present = pq.read_schema(path).names
-    columns = [name for name in COLUMNS[row_type] if name in present]
-    if "prompt" in COLUMNS[row_type] and "prompt" not in present:
-        raise SpecCannotWork("the rows have no prompt", remedy="Import them again with a prompt.", field="dataset")
-    for name, asks in (extra or {}).items():
-        if name not in present:
-            others = sorted(set(present) - set(COLUMNS[row_type]))
-            has = f"they have {', '.join(others)}" if others else "they have none besides those of their type"
-            raise SpecCannotWork(
-                f"the rows have no column {name!r}; {has}",
-                remedy="Name a column of the rows, or use a dataset with this one.",
-                field=asks,
-            )
-        if name not in columns:
-            columns.append(name)
-    return Dataset(pq.read_table(path, columns=columns))
-
-
-def _json_columns(path: Path) -> list[str]:
-    """Columns that a version keeps as JSON text."""
-    return [field.name for field in pq.read_schema(path) if (field.metadata or {}).get(b"kind") == b"json"]
-
-
-def _decoded(row: Row, as_json: Sequence[str]) -> Row:
-    return row | {name: json.loads(row[name]) for name in as_json if row.get(name) is not None}
-
-
-class Split(NamedTuple):
-    """Rows to learn from and rows only to look at."""
-
-    train: Dataset
-    held_out: Dataset
-
-
-def canonical_prompt(row: Row) -> str:
-    """What decides the side of a row: its prompt, without differences that nobody sees.
-
-    In ``messages`` everything before the first reply; plain ``text`` is its own prompt.
-    """
-    prompt = row.get("prompt", row.get("text"))
-    if prompt is None:
-        prompt = _opening(row["messages"])
-    if isinstance(prompt, str):
-        return _unify(prompt)
-    return json.dumps([[message["role"], _unify(message["content"])] for message in prompt], ensure_ascii=False)
-
-
-def _unify(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFC", text).split())
-
-
-def _opening(messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-    first_reply = next((i for i, message in enumerate(messages) if message["role"] == "assistant"), len(messages))
-    return list(messages[:first_reply])
-
-
-def _draw(prompt: str, seed: int) -> float:
-    """A number in [0, 1) that only *prompt* and *seed* decide."""
-    digest = hashlib.blake2b(prompt.encode(), digest_size=8, key=seed.to_bytes(8, "big")).digest()
-    return int.from_bytes(digest, "big") / 2**64
-
-
-def split_by_prompt(dataset: Dataset, held_out: float, seed: int = _SPLIT_SEED) -> Split:
-    """All rows of a prompt on one side, drawn by a hash, so that neither order nor growth moves a row across.
-
-    Both sides get at least one prompt. The held-out rows come in the order of the draw. Raises
-    :class:`SpecCannotWork` if there is only one prompt.
-    """
-    draws = [_draw(canonical_prompt(row), seed) for row in dataset]
-    distinct = sorted(set(draws))
-    if len(distinct) < 2:
-        raise SpecCannotWork(
-            f"the dataset has {len(distinct)} different prompts, and holding one out leaves none to learn from",
-            remedy="Use a dataset with at least two prompts.",
-            field="dataset",
-        )
-    limit = min(max(held_out, distinct[1]), distinct[-1])  # below it: at least the first, at most all but the last
-    train = [i for i, draw in enumerate(draws) if draw >= limit]
-    kept = sorted((i for i, draw in enumerate(draws) if draw < limit), key=lambda i: (draws[i], str(dataset[i])))
-    return Split(dataset.select(train), dataset.select(kept))
-
+from worker.splitting import canonical_prompt, decoded, json_columns, opening, read, split_by_prompt
 
 # --- one function per shape of training row ----------------------------------------------------------------------
 
@@ -323,7 +225,7 @@ def prepare(launch: Launch, tokenizer: PreTrainedTokenizerBase, encode: Encode) 
     spec = launch.spec
     encoder = Encoder(tokenizer, spec.max_length)
     data = read(launch.rows, launch.row_type, spec.columns())
-    as_json = [name for name in _json_columns(launch.rows) if name in data.column_names]
+    as_json = [name for name in json_columns(launch.rows) if name in data.column_names]
     train, held_out = split_by_prompt(data, spec.evaluation.held_out)
     held_out = held_out.select(range(min(len(held_out), spec.evaluation.max_rows)))
     learned, evaluated = (_encode(encoder, side, encode, as_json) for side in (train, held_out))
@@ -334,7 +236,7 @@ def prepare(launch: Launch, tokenizer: PreTrainedTokenizerBase, encode: Encode) 
                 remedy=f"Raise it above {spec.max_length}, or use other rows.",
                 field="max_length",
             )
-    examples = [_decoded(row, as_json) for row in held_out]
+    examples = [decoded(row, as_json) for row in held_out]
     return Prepared(learned, evaluated, _prompts(encoder, held_out, spec.evaluation), examples, encoder.note())
 
 
@@ -376,10 +278,10 @@ def _asked(launch: Launch, columns: Mapping[str, str]) -> Dataset:
         raise SpecCannotWork(
             "rows of plain text have no prompt to complete", remedy="Use rows with prompts.", field="dataset"
         )
-    as_json = [name for name in _json_columns(launch.rows) if name in columns]
+    as_json = [name for name in json_columns(launch.rows) if name in columns]
     distinct: dict[str, Row] = {}
     for row in data:
-        prompt = row["prompt"] if "prompt" in row else _opening(row["messages"])
+        prompt = row["prompt"] if "prompt" in row else opening(row["messages"])
         kept: Row = {"prompt": prompt} | {name: row[name] for name in columns if name != "prompt"}
         for name in as_json:  # values of several types: plain ones as they read, the others as JSON text
             plain = json.loads(kept[name]) if kept[name] is not None else None
@@ -405,7 +307,7 @@ def _encode(encoder: Encoder, dataset: Dataset, encode: Encode, as_json: Sequenc
     parts: list[pa.Table] = []
     rows = iter(dataset)
     while batch := list(islice(rows, 1000)):
-        columns = encode(encoder, [_decoded(row, as_json) for row in batch])
+        columns = encode(encoder, [decoded(row, as_json) for row in batch])
         parts.append(pa.table({name: _packed(values) for name, values in columns.items()}))
     return Dataset(pa.concat_tables(parts, promote_options="default"))  # a batch that was dropped whole has no types
 
@@ -425,7 +327,7 @@ def _prompts(encoder: Encoder, held_out: Dataset, evaluation: HeldOut) -> list[P
             break
         if "text" in row:
             break
-        prompt: Any = row.get("prompt") or _opening(row.get("messages", []))
+        prompt: Any = row.get("prompt") or opening(row.get("messages", []))
         if not prompt:
             continue
         plain = isinstance(prompt, str)

@@ -25,7 +25,7 @@ from backend.datasets.rows import RowType
 from backend.demo import corpus, specs
 from backend.runs.specs import Checkpoints, Evaluation, Launch, Optimization
 from tests.worker.running import BASE, write_rows
-from worker import networks, rows
+from worker import networks, rows, splitting
 from worker.recipes import dpo, training
 from worker.report import Report, Stop
 
@@ -93,7 +93,7 @@ def main(steps: int = 150) -> None:
         studio.add_callback(training._Follow(report, Stop()))
         studio.add_callback(ours)
 
-        learned = {rows.canonical_prompt(row) for row in prepared.examples}
+        learned = {splitting.canonical_prompt(row) for row in prepared.examples}
         script = DPOTrainer(
             networks.load(BASE),
             ref_model=networks.load(BASE),
@@ -113,7 +113,7 @@ def main(steps: int = 150) -> None:
                 max_length=128,
                 **common,
             ),
-            train_dataset=Dataset.from_list([row for row in data if rows.canonical_prompt(row) not in learned]),
+            train_dataset=Dataset.from_list([row for row in data if splitting.canonical_prompt(row) not in learned]),
             processing_class=tokenizer,
         )
         script.remove_callback(PrinterCallback)

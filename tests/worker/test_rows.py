@@ -15,7 +15,7 @@ from backend.demo import corpus
 from backend.runs.specs import Evaluation, GRPOSpec, Sampling, SFTSpec
 from backend.runs.specs.rewards import ExactAnswer, Rewards
 from tests.worker.running import BASE, launch, write_rows
-from worker import networks, rows
+from worker import networks, rows, splitting
 from worker.objectives import IGNORED
 from worker.report import SpecCannotWork
 
@@ -41,9 +41,9 @@ def pair(prompt: str, chosen: str, rejected: str) -> Row:
 
 
 def sides(data: list[Row], held_out: float = 0.2) -> tuple[set[str], set[str]]:
-    split = rows.split_by_prompt(Dataset.from_list(data), held_out)
+    split = splitting.split_by_prompt(Dataset.from_list(data), held_out)
     assert len(split.train) + len(split.held_out) == len(data)
-    return {rows.canonical_prompt(r) for r in split.train}, {rows.canonical_prompt(r) for r in split.held_out}
+    return {splitting.canonical_prompt(r) for r in split.train}, {splitting.canonical_prompt(r) for r in split.held_out}
 
 
 def test_a_prompt_is_on_one_side_in_any_order() -> None:
@@ -59,9 +59,9 @@ def test_a_prompt_is_on_one_side_in_any_order() -> None:
 
 
 def test_invisible_differences_do_not_part_a_prompt() -> None:
-    one = rows.canonical_prompt({"prompt": user("café  au lait ")})
-    assert one == rows.canonical_prompt({"prompt": user("cafe\u0301 au\nlait")})
-    assert one != rows.canonical_prompt({"prompt": user("cafe au lait")})
+    one = splitting.canonical_prompt({"prompt": user("café  au lait ")})
+    assert one == splitting.canonical_prompt({"prompt": user("cafe\u0301 au\nlait")})
+    assert one != splitting.canonical_prompt({"prompt": user("cafe au lait")})
 
 
 @pytest.mark.parametrize("held_out", [1e-9, 0.5, 1 - 1e-9])
@@ -73,7 +73,7 @@ def test_both_sides_get_a_prompt(held_out: float) -> None:
 
 def test_one_prompt_is_too_few() -> None:
     with pytest.raises(SpecCannotWork, match="1 different prompts"):
-        rows.split_by_prompt(Dataset.from_list([{"prompt": "a", "completion": str(i)} for i in range(5)]), 0.5)
+        splitting.split_by_prompt(Dataset.from_list([{"prompt": "a", "completion": str(i)} for i in range(5)]), 0.5)
 
 
 # --- masks -------------------------------------------------------------------------------------------------------

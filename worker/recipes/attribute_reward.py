@@ -29,7 +29,7 @@ from trl import RewardConfig
 
 from backend.runs.events import Completion, Note
 from backend.runs.specs import AttributeRewardSpec, Launch
-from worker import calibration, graded, networks, objectives, rows, scoring
+from worker import calibration, graded, networks, objectives, rows, scoring, splitting
 from worker.encoding import Encoder, Pair
 from worker.objectives import IGNORED
 from worker.recipes import training
@@ -173,7 +173,7 @@ def run(launch: Launch, spec: AttributeRewardSpec, report: "Report", stop: "Stop
 def _check_attributes(launch: Launch, names: list[str]) -> None:
     """Raises :class:`SpecCannotWork` if a row never has a score of one of *names*."""
     found: set[str] = set()
-    for text in rows.read(launch.rows, launch.row_type)["scores"]:
+    for text in splitting.read(launch.rows, launch.row_type)["scores"]:
         found.update(name for name, score in json.loads(text).items() if score is not None)
     for name in names:
         if name not in found:

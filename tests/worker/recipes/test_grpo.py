@@ -38,7 +38,7 @@ from backend.runs.specs import (
 )
 from backend.runs.specs.rewards import LengthTerm, NumericAnswer, PatternFormat, Rewards
 from tests.worker.running import BASE, Attempt, launch, run, write_rows
-from worker import networks, online, rows
+from worker import encoding, networks, online, rows
 from worker.experience import Batch, Experience, Order, divide, texts_of
 from worker.forward import Texts
 from worker.recipes.grpo import GRPO
@@ -416,10 +416,10 @@ class TestBadInput:
     def test_a_template_that_never_ends_a_reply(self, make: Any) -> None:
         trainer = make()
         tokenizer, prompt = trainer._tokenizer, trainer.prompts[0]["prompt"]
-        online.check_end(tokenizer, trainer.eos_token_ids, prompt)
-        online.check_end(tokenizer, [7], "plain text has no template")
+        encoding.check_end(tokenizer, trainer.eos_token_ids, prompt)
+        encoding.check_end(tokenizer, [7], "plain text has no template")
         with pytest.raises(SpecCannotWork, match="so no completion would ever end"):
-            online.check_end(tokenizer, [tokenizer.convert_tokens_to_ids("a")], prompt)
+            encoding.check_end(tokenizer, [tokenizer.convert_tokens_to_ids("a")], prompt)
 
     def test_a_model_without_keys_and_values(self, make: Any) -> None:
         trainer = make()
