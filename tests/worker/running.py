@@ -1,15 +1,14 @@
 """Runs recipes as the worker does: one child process, one folder, nothing but files between them.
 
 Importing torch and its kin takes six seconds, longer than most small runs: a process that has imported them, and done
-nothing else, is forked for each run. An attempt that resumes starts from nothing, as it would after a crash, so that
-what differs from one Python process to the next (the order of sets) may not matter.
+nothing else, is forked for each run. Some still start a Python of their own (*fresh*), so that what differs from one to the
+next, such as the order of sets, cannot hide.
 """
 
 import json
 import multiprocessing
 import os
 import runpy
-import signal
 import subprocess
 import sys
 import time
@@ -59,10 +58,16 @@ def write_rows(path: Path, rows: list[Row]) -> Path:
 
 
 class Forked:
-    """A forked child, as :class:`subprocess.Popen` would show it."""
+    """A forked child, as :class:`subprocess.Popen` would show it: ``python`` *program* *arguments*, in the folder *where*.
 
-    def __init__(self, spec: Path, output: str, environment: dict[str, str]) -> None:
-        self._process = _warm().Process(target=_become, args=(str(spec), output, environment))
+    *program* is a file, or the name of a module. What it prints goes to the end of the file *output*.
+    """
+
+    def __init__(
+        self, program: str, *arguments: str, where: Path, output: Path, environment: dict[str, str] | None = None
+    ) -> None:
+        given = (program, arguments, where, output, dict(os.environ) if environment is None else environment)
+        self._process = _warm().Process(target=_become, args=given)
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
@@ -77,10 +82,11 @@ class Forked:
         return self._process.exitcode
 
     def send_signal(self, signum: int) -> None:
-        os.kill(self.pid, signum)
+        if self.poll() is None:  # else nobody, or somebody else, has this number
+            os.kill(self.pid, signum)
 
     def kill(self) -> None:
-        self.send_signal(signal.SIGKILL)
+        self._process.kill()
 
 
 @cache
@@ -105,16 +111,19 @@ def _environment(wanted: dict[str, str]) -> Iterator[None]:
         os.environ.update(before)
 
 
-def _become(spec: str, output: str, environment: dict[str, str]) -> None:
-    """In the child: ``python -m worker.recipes`` *spec*, with what it prints at the end of the file *output*."""
-    file = os.open(output, os.O_WRONLY | os.O_APPEND)
+def _become(program: str, arguments: tuple[str, ...], where: Path, output: Path, environment: dict[str, str]) -> None:
+    """In the child."""
+    file = os.open(output, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     for target in (1, 2):
         os.dup2(file, target)
     os.environ.clear()
     os.environ.update(environment)
-    os.chdir(ROOT)
-    sys.argv = ["worker.recipes", spec]
-    runpy.run_module("worker.recipes", run_name="__main__", alter_sys=True)
+    os.chdir(where)
+    sys.argv = [program, *arguments]
+    if program.endswith(".py"):
+        runpy.run_path(program, run_name="__main__")
+    else:
+        runpy.run_module(program, run_name="__main__", alter_sys=True)
 
 
 class Attempt:
@@ -130,8 +139,9 @@ class Attempt:
         spec.write_text(launch.model_dump_json())
         self.output = (launch.folder / "output.log").open("ab")
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment}
-        if not fresh and launch.resume_from is None and isinstance(launch.spec.devices, OneDevice):
-            self.process = Forked(spec, self.output.name, environment)
+        if not fresh and isinstance(launch.spec.devices, OneDevice):
+            output = Path(self.output.name)
+            self.process = Forked("worker.recipes", str(spec), where=ROOT, output=output, environment=environment)
         else:
             self.process = subprocess.Popen(
                 [*command([sys.executable, "-m", "worker.recipes"], launch.spec.devices), str(spec)],
@@ -179,9 +189,9 @@ class Attempt:
         return (self.folder / "output.log").read_text()[-3000:]
 
 
-def run(launch: Launch, *, expect: int = 0, **environment: str) -> Attempt:
+def run(launch: Launch, *, expect: int = 0, fresh: bool = False, **environment: str) -> Attempt:
     """Run to the end; fails with the log if the exit code is not *expect*."""
-    attempt = Attempt(launch, **environment)
+    attempt = Attempt(launch, fresh=fresh, **environment)
     code = attempt.finish()
     assert code == expect, attempt.log()
     return attempt
