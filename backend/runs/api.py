@@ -368,7 +368,7 @@ def stream(
     last: Annotated[str | None, Header(alias="Last-Event-ID")] = None,
 ) -> StreamingResponse:
     """Server-sent events ``run``, ``metrics``, ``completions`` and ``log``; the id is the run-wide sequence number.
-
+    All but ``run`` and ``metrics`` are lines of the log, with their ``kind`` and ``text``.
     Catches up from ``Last-Event-ID`` (or ``?after=``), then follows; ends when the run has.
     """
     service.get_run(session, actor, run_id)  # the check; the stream below holds no connection while it waits

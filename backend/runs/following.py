@@ -59,11 +59,17 @@ def _on_the_wire(event: service.Heard) -> bytes:
         case "metrics":
             return sse("metrics", {"at": event.at.isoformat(), **event.data}, id=event.seq)
         case "completions":
-            return sse("completions", event.data, id=event.seq)
+            return sse("completions", event.data | _line(event), id=event.seq)
+        case "started":
+            return sse("log", _line(event) | {"first_step": event.data["first_step"]}, id=event.seq)
         case _:
-            level = event.data.get("level", "info")
-            line = {"at": event.at.isoformat(), "level": level, "text": service.sentence(event)}
-            return sse("log", line, id=event.seq)
+            return sse("log", _line(event), id=event.seq)
+
+
+def _line(event: service.Heard) -> dict[str, Any]:
+    """As the log shows it."""
+    level = event.data.get("level", "info")
+    return {"kind": event.kind, "at": event.at.isoformat(), "level": level, "text": service.sentence(event)}
 
 
 def _status(status: service.Status) -> dict[str, Any]:

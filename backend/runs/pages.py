@@ -12,8 +12,8 @@ from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from backend.accounts.access import Engineer, Viewer
 from backend.accounts.actors import Actor, Permission
 from backend.errors import NotFound
-from backend.runs import api, comparing, forms, glossary, meanings, metrics, readout, service, specs, tabs, views
-from backend.runs.lifecycle import STATES
+from backend.runs import api, comparing, forms, glossary, metrics, readout, service, specs, tabs, views
+from backend.runs.lifecycle import STATES, TERMINAL
 from backend.web.rendering import render
 from backend.web.units import UnitOfWork
 
@@ -100,7 +100,9 @@ def run_page(
     view = readout.shown(session, [found], whole=True)[0]
     keys = metrics.keys_of(session, run_id)
     steps = service.completion_steps(session, actor, run_id)
-    counts = {"charts": len({meanings.bare(key) for key in keys}) or None, "completions": len(steps) or None}
+    groups = glossary.grouped(keys)
+    logged = readout.log_length(session, run_id, view.last_seq)
+    counts = {"charts": sum(len(charts) for _, charts in groups), "completions": len(steps), "logs": logged}
     context: dict[str, Any] = {
         "run": view,
         "tab": tab,
@@ -109,19 +111,22 @@ def run_page(
                 name.capitalize(),
                 f"/runs/{run_id}" + ("" if name == "overview" else f"?tab={name}"),
                 name == tab,
-                counts.get(name),
+                counts.get(name) or None,
             )
             for name in TABS
         ],
         "may_launch": actor.may(Permission.ENGINEER, view.project_id),
         "method_title": specs.TITLES[view.method],
         "reward_models": specs.REWARD_MODELS,
+        # what the tabs count on from while the run goes on
+        "known": {"metrics": keys, "steps": steps, "lines": logged} if view.state not in TERMINAL else None,
     }
     if tab == "overview":
         context |= tabs.overview(session, actor, view, keys, steps)
     elif tab == "charts":
+        context["charted"] = len(keys)
         context["groups"] = [
-            (name, [(chart, views.lines(chart, run_id)) for chart in charts]) for name, charts in glossary.grouped(keys)
+            (name, [(chart, views.lines(chart, run_id)) for chart in charts]) for name, charts in groups
         ]
     elif tab == "completions":
         context |= tabs.completions(
@@ -129,6 +134,7 @@ def run_page(
         )
     elif tab == "logs":
         context["lines"] = readout.log(session, run_id)
+        context["logged"] = logged
     elif tab == "spec":
         context |= tabs.spec(session, actor, view)
     else:

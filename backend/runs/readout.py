@@ -168,6 +168,13 @@ def log(session: Session, run_id: int, *, limit: int = 500) -> list[LogLine]:
     return [LogLine(row.at, row.data.get("level", "info"), service.sentence(row)) for row in reversed(rows)]
 
 
+def log_length(session: Session, run_id: int, upto: int) -> int:
+    """How many lines the log has up to event number *upto*."""
+    query = select(func.count()).select_from(RunEvent)
+    query = query.where(RunEvent.run_id == run_id, RunEvent.kind != "metrics", RunEvent.seq <= upto)
+    return session.scalar(query) or 0
+
+
 def pace(session: Session, project_id: int, method: str) -> dict[str, Any] | None:
     """Seconds a step took in the project's last finished run of *method*."""
     query = select(Run).where(Run.project_id == project_id, Run.method == method, Run.state == "succeeded")

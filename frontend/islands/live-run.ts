@@ -1,5 +1,7 @@
-// <live-run data-run data-after data-state>: one event stream for the whole page of a run. It keeps the head true, feeds the
-// charts, the log and the list of completions, and says when the connection is lost; the stream resumes after the last id.
+// <live-run data-run data-after data-state data-known>: one event stream for the whole page of a run. It keeps the head and the
+// numbers of the tabs true, feeds the charts, the log and the list of completions, and says when the connection is lost; the
+// stream resumes after the last id.
+import { Counts, type Known } from "./lib/counts.ts";
 import { all, glyph, h, one, s } from "./lib/dom.ts";
 import { duration, number } from "./lib/format.ts";
 import { refresh } from "./lib/refresh.ts";
@@ -24,9 +26,16 @@ interface MetricsEvent {
 }
 
 interface LogEvent {
+  kind?: string;
   at?: string;
   level?: string;
   text: string;
+  /** Of a new attempt: the step after which it goes on. */
+  first_step?: number;
+}
+
+interface CompletionsEvent extends LogEvent {
+  step: number;
 }
 
 const TERMINAL = ["succeeded", "failed", "cancelled"];
@@ -38,11 +47,13 @@ class LiveRun extends HTMLElement {
   #attempt = 0;
   #due: ReturnType<typeof setTimeout> | undefined;
   #last: RunEvent | null = null;
+  #counts = new Counts({ metrics: [], steps: [], lines: 0 });
 
   connectedCallback(): void {
     this.#state = this.dataset.state ?? "";
     this.#attempt = Number(this.dataset.attempt ?? 0);
     if (TERMINAL.includes(this.#state)) return;
+    this.#counts = new Counts(JSON.parse(this.dataset.known ?? "") as Known);
     this.#stream = new Stream(`/api/v1/runs/${this.dataset.run}/events`, {
       after: Number(this.dataset.after ?? 0),
       events: ["run", "metrics", "completions", "log"],
@@ -62,21 +73,43 @@ class LiveRun extends HTMLElement {
       const { step, values, at } = data as MetricsEvent;
       const seconds = at && this.dataset.started ? (Date.parse(at) - Date.parse(this.dataset.started)) / 1000 : NaN;
       store.add(Number(this.dataset.run), step, values, seconds);
-      if (Object.keys(values).some((key) => key.startsWith("eval_"))) this.#soon();
-    } else if (event === "completions") this.#soon();
-    else if (event === "log") this.#log(data as LogEvent);
+      const isNew = this.#counts.metrics(Object.keys(values));
+      if (isNew || Object.keys(values).some((key) => key.startsWith("eval_"))) this.#soon();
+    } else if (event === "completions") {
+      const { step, ...line } = data as CompletionsEvent;
+      this.#counts.completions(step);
+      this.#log(line);
+      this.#soon();
+    } else if (event === "log") {
+      const line = data as LogEvent;
+      if (line.kind === "started" && line.first_step !== undefined) this.#counts.rewind(line.first_step);
+      if (line.kind === "checkpoint") this.#soon();
+      this.#log(line);
+    }
+    this.#tabs();
   }
 
-  /** Parts that the server words (diagnosis, before and after, completions) are asked for again, at most every 1.5 s. */
+  /** Parts that the server words (diagnosis, before and after, completions, checkpoints) are asked for again, at most every 1.5 s. */
   #soon(): void {
-    clearTimeout(this.#due);
-    this.#due = setTimeout(() => void this.#refresh(), 1500);
+    this.#due ??= setTimeout(() => void this.#refresh(), 1500);
   }
 
   /** The fetched page may be older than the last event: steps never run backward. */
   async #refresh(): Promise<void> {
+    clearTimeout(this.#due);
+    this.#due = undefined;
     await refresh();
     if (this.#last && !TERMINAL.includes(this.#last.state)) this.#head(this.#last);
+  }
+
+  #tabs(): void {
+    for (const [name, n] of Object.entries(this.#counts.shown())) {
+      const tab = one(`.tabs [data-tab="${name}"]`);
+      if (!tab || !n) continue;
+      const place = one(".n", tab) ?? h("span", { class: "n" });
+      if (!place.isConnected) tab.append(" ", place);
+      if (place.textContent !== number(n)) place.textContent = number(n);
+    }
   }
 
   #connection(connection: Connection): void {
@@ -99,7 +132,6 @@ class LiveRun extends HTMLElement {
     if (run.state !== this.#state) {
       this.#state = run.state;
       // Buttons, notices and facts depend on the state: the server words them.
-      clearTimeout(this.#due);
       void this.#refresh();
       if (TERMINAL.includes(run.state)) {
         // It was the last event; the model it made is registered in the same moment, the page words it.
@@ -125,6 +157,7 @@ class LiveRun extends HTMLElement {
   }
 
   #log(line: LogEvent): void {
+    this.#counts.line();
     const list = one("#log-lines");
     if (!list) return;
     const atEnd = list.scrollTop + list.clientHeight >= list.scrollHeight - 30;

@@ -3,6 +3,7 @@
 import uPlot from "uplot";
 import { h } from "./lib/dom.ts";
 import { duration, number } from "./lib/format.ts";
+import { drawLabels, roomFor } from "./lib/labels.ts";
 import { smooth, store, type Points } from "./lib/series.ts";
 
 interface Line {
@@ -149,13 +150,11 @@ class RunChart extends HTMLElement {
   #measure(): void {
     const context = h("canvas").getContext("2d");
     if (!context) return;
-    context.font = "600 11.5px system-ui, sans-serif";
-    const widest = Math.max(...this.#shown.map((shown) => context.measureText(this.#label(shown).join(" ")).width));
-    this.#room = Math.ceil(Math.min(widest + 16, this.clientWidth * 0.45));
+    this.#room = Math.ceil(Math.min(roomFor(context, this.#shown.map((shown) => this.#label(shown))), this.clientWidth * 0.45));
   }
 
-  #label(shown: Shown): [string, string] {
-    return [shown.line.label, number(shown.points.values.at(-1), 3)];
+  #label(shown: Shown): { name: string; value: string } {
+    return { name: shown.line.label, value: number(shown.points.values.at(-1), 3) };
   }
 
   #aligned(): uPlot.AlignedData {
@@ -279,7 +278,7 @@ class RunChart extends HTMLElement {
 
     ctx.save();
     ctx.beginPath();
-    ctx.rect(bbox.left, bbox.top - 4 * ratio, bbox.width + 4 * ratio, bbox.height + 8 * ratio);
+    ctx.rect(bbox.left - 4 * ratio, bbox.top - 4 * ratio, bbox.width + 8 * ratio, bbox.height + 8 * ratio);
     ctx.clip();
     ctx.lineJoin = "round";
     for (const shown of this.#shown) {
@@ -343,52 +342,16 @@ class RunChart extends HTMLElement {
 
   #labels(plot: uPlot): void {
     const { ctx, bbox } = plot;
-    const ratio = uPlot.pxRatio;
-    const ends = this.#shown
-      .map((shown) => {
-        let index = shown.smoothed.length - 1;
-        while (index >= 0 && (!Number.isFinite(shown.smoothed[index]) || (shown.xs[index] as number) > (plot.scales.x?.max ?? Infinity))) index -= 1;
-        const value = shown.smoothed[Math.max(index, 0)] as number;
-        const x = Math.min(plot.valToPos(shown.xs[Math.max(index, 0)] as number, "x", true), bbox.left + bbox.width);
-        const y = Number.isFinite(value) ? Math.max(bbox.top, Math.min(plot.valToPos(value, "y", true), bbox.top + bbox.height)) : bbox.top + bbox.height;
-        return { shown, x, y, to: y };
-      })
-      .sort((a, b) => a.y - b.y);
-    const gap = 13 * ratio;
-    ends.forEach((end, index) => {
-      const above = ends[index - 1];
-      if (above) end.to = Math.max(end.to, above.to + gap);
+    const [right, bottom] = [bbox.left + bbox.width, bbox.top + bbox.height];
+    const ends = this.#shown.map((shown) => {
+      let index = shown.smoothed.length - 1;
+      while (index >= 0 && (!Number.isFinite(shown.smoothed[index]) || (shown.xs[index] as number) > (plot.scales.x?.max ?? Infinity))) index -= 1;
+      const value = shown.smoothed[Math.max(index, 0)] as number;
+      const x = Math.max(bbox.left, Math.min(plot.valToPos(shown.xs[Math.max(index, 0)] as number, "x", true), right));
+      const y = Number.isFinite(value) ? Math.max(bbox.top, Math.min(plot.valToPos(value, "y", true), bottom)) : bottom;
+      return { x, y, color: color(shown.line.slot ? `--run-${shown.line.slot}` : "--ink"), ...this.#label(shown) };
     });
-    const over = (ends.at(-1)?.to ?? 0) - (bbox.top + bbox.height + 4 * ratio);
-    if (over > 0)
-      for (let index = ends.length - 1, limit = bbox.top + bbox.height + 4 * ratio; index >= 0; index -= 1) {
-        const end = ends[index] as (typeof ends)[number];
-        end.to = Math.min(end.to, limit);
-        limit = end.to - gap;
-      }
-    ctx.save();
-    const ground = color("--page");
-    ctx.textBaseline = "middle";
-    ctx.textAlign = "left";
-    for (const { shown, x, y, to } of ends) {
-      const [name, value] = this.#label(shown);
-      ctx.fillStyle = color(shown.line.slot ? `--run-${shown.line.slot}` : "--ink");
-      ctx.beginPath();
-      ctx.arc(x, y, 2.6 * ratio, 0, 2 * Math.PI);
-      ctx.fill();
-      ctx.font = `600 ${11.5 * ratio}px system-ui, sans-serif`;
-      // A line that ends early has its label among the others: the page's color around it keeps it readable.
-      ctx.strokeStyle = ground;
-      ctx.lineWidth = 4 * ratio;
-      ctx.lineJoin = "round";
-      ctx.strokeText(name, x + 7 * ratio, to);
-      ctx.fillText(name, x + 7 * ratio, to);
-      const width = name ? ctx.measureText(`${name} `).width : 0;
-      ctx.font = `400 ${11.5 * ratio}px system-ui, sans-serif`;
-      ctx.strokeText(value, x + 7 * ratio + width, to);
-      ctx.fillText(value, x + 7 * ratio + width, to);
-    }
-    ctx.restore();
+    drawLabels(ctx, ends, { top: bbox.top, bottom, right }, this.#room, uPlot.pxRatio);
   }
 
   #read(plot: uPlot): void {

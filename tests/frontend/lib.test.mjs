@@ -10,11 +10,14 @@ import { fileURLToPath, pathToFileURL } from "node:url";
 const frontend = join(dirname(fileURLToPath(import.meta.url)), "../../frontend");
 const esbuild = createRequire(join(frontend, "package.json"))("esbuild");
 const out = mkdtempSync(join(tmpdir(), "lib-"));
-await esbuild.build({ absWorkingDir: frontend, entryPoints: ["islands/lib/series.ts", "islands/lib/format.ts"], bundle: true, format: "esm", outdir: out, outExtension: { ".js": ".mjs" }, logLevel: "error" });
+await esbuild.build({ absWorkingDir: frontend, entryPoints: ["islands/lib/series.ts", "islands/lib/format.ts", "islands/lib/labels.ts", "islands/lib/counts.ts"], bundle: true, format: "esm", outdir: out, outExtension: { ".js": ".mjs" }, logLevel: "error" });
 globalThis.location = { href: "http://localhost/" };
 globalThis.requestAnimationFrame = (call) => setTimeout(call, 0);
 const { put, smooth, unwire, store } = await import(pathToFileURL(join(out, "series.mjs")));
 const { number, duration } = await import(pathToFileURL(join(out, "format.mjs")));
+
+const { spread } = await import(pathToFileURL(join(out, "labels.mjs")));
+const { Counts } = await import(pathToFileURL(join(out, "counts.mjs")));
 
 const empty = () => ({ steps: [], values: [], low: [], high: [], times: [] });
 
@@ -78,4 +81,34 @@ test("numbers read as on the server", () => {
   assert.equal(number(123456), "123,456");
   assert.equal(duration(75), "1 min 15 s");
   assert.equal(duration(null), "unknown");
+});
+
+test("labels stand apart, as near to their lines as that allows, and inside", () => {
+  // 50, 51 and 52 share a block around 51; 20 has room.
+  assert.deepEqual(spread([20, 50, 51, 52], 13, 0, 100), [20, 38, 51, 64]);
+  // A block that meets another becomes one: 10, 12 and 24 less 0, 13 and 26 have the mean (10 − 1 − 2)/3 = 7/3.
+  assert.deepEqual(spread([10, 12, 24], 13, 0, 100).map((place) => Math.round(3 * place)), [7, 46, 85]);
+  // At the ends the block moves inward; without room for all the gap shrinks.
+  assert.deepEqual(spread([99, 100], 13, 0, 100), [87, 100]);
+  assert.deepEqual(spread([0, 0, 0], 13, 0, 100), [0, 13, 26]);
+  assert.deepEqual(spread([5, 5, 5], 13, 0, 20), [0, 10, 20]);
+  assert.deepEqual(spread([7], 13, 0, 20), [7]);
+  assert.deepEqual(spread([], 13, 0, 20), []);
+});
+
+test("the tabs count on from what the server knew, and nothing twice", () => {
+  const counts = new Counts({ metrics: ["loss", "eval_loss", "eval_reliability/accuracy_0"], steps: [0, 20], lines: 7 });
+  assert.deepEqual(counts.shown(), { charts: 1, completions: 2, logs: 7 });
+  assert.equal(counts.metrics(["loss", "eval_reliability/accuracy_1"]), true);
+  assert.equal(counts.metrics(["eval_loss", "loss"]), false);
+  assert.equal(counts.metrics(["kl"]), true);
+  counts.completions(20);
+  counts.completions(40);
+  counts.line();
+  assert.deepEqual(counts.shown(), { charts: 2, completions: 3, logs: 8 });
+  // A new attempt goes on after step 20: what was written at 40 was taken back. From nothing: all of it.
+  counts.rewind(20);
+  assert.equal(counts.shown().completions, 2);
+  counts.rewind(0);
+  assert.equal(counts.shown().completions, 0);
 });

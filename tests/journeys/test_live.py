@@ -88,11 +88,14 @@ def test_points_and_words_arrive_without_a_reload(open_page: OpenPage, engineer:
             "n => document.querySelector('run-chart tbody tr td:last-child')?.textContent === String(n)", arg=number
         )
         expect(page.locator("[data-live=step]")).to_have_text(str(number))
+    tabs = page.locator("nav.tabs")
+    expect(tabs.get_by_role("link", name="Charts")).to_have_text("Charts 2")  # loss and accuracy, held out beside it
     trainer.step(20, **{"eval_rewards/accuracies": 0.8})
     expect(page.get_by_text("It learns.")).to_be_visible()
     trainer.say(
         Completions(step=20, samples=[Completion(prompt="2 + 2?", completion="It is 4.", tokens=5, ended=True)])
     )
+    expect(tabs.get_by_role("link", name="Completions")).to_have_text("Completions 1")
     expect(page.get_by_text("It is 4.")).to_be_visible()
     trainer.end("failed", reason="The loss was not a number.", remedy="Try a smaller learning rate.")
     expect(page.get_by_text("The run failed at step 20")).to_be_visible()
@@ -102,10 +105,22 @@ def test_points_and_words_arrive_without_a_reload(open_page: OpenPage, engineer:
 
 def test_log_lines_arrive(open_page: OpenPage, engineer: Actor, trainer: Trainer) -> None:
     page = open_page(engineer, f"/runs/{trainer.held.run_id}?tab=logs")
+    logs = page.locator("nav.tabs").get_by_role("link", name="Logs")
+    before = int((logs.text_content() or "").removeprefix("Logs "))
     trainer.say(Note(level="warning", text="Two rows were cut."))
+    expect(logs).to_have_text(f"Logs {before + 1}")
     expect(page.locator("#log-lines").get_by_text("Two rows were cut.")).to_have_count(1)
     page.reload()
     expect(page.locator("#log-lines").get_by_text("Two rows were cut.")).to_have_count(1)
+    expect(logs).to_have_text(f"Logs {before + 1}")
+
+
+def test_charts_of_a_new_metric_arrive(open_page: OpenPage, engineer: Actor, trainer: Trainer) -> None:
+    page = open_page(engineer, f"/runs/{trainer.held.run_id}?tab=charts")
+    expect(page.locator("run-chart")).to_have_count(1)  # what was measured before the first step
+    trainer.step(1)
+    expect(page.locator("run-chart")).to_have_count(2)
+    page.wait_for_function("() => document.querySelector('run-chart tbody tr td:last-child')?.textContent === '1'")
 
 
 def test_a_lost_connection_is_said_and_caught_up(

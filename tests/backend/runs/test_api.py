@@ -8,7 +8,7 @@ from fastapi.testclient import TestClient
 from backend.accounts.actors import Actor
 from backend.artifacts import FileEntry
 from backend.db import Sessions, unit_of_work
-from backend.runs import attempts, leases
+from backend.runs import attempts, leases, readout
 from backend.runs import events as said
 from backend.runs.leases import Ending
 from tests.backend.runs.material import Material, claim, hello, started, submit
@@ -145,6 +145,15 @@ def test_stream_catches_up_from_any_event(
         assert rest == told[cut:]
     assert whole[-1][1] == "run"
     assert whole[-1][2]["state"] == "succeeded"
+    # everything but metrics is a line of the log, under its kind; who begins says after which step
+    lines = [data for _, event, data in told if event != "metrics"]
+    with sessions() as session:
+        assert readout.log_length(session, run_id, told[-1][0]) == len(lines)
+        assert readout.log_length(session, run_id, told[0][0]) == 1
+    assert all(data["text"] for data in lines)
+    assert [data["step"] for data in lines if data["kind"] == "completions"] == [20]
+    assert [data["first_step"] for data in lines if data["kind"] == "started"] == [0]
+    assert {data["kind"] for data in lines} == {"state", "started", "completions", "checkpoint"}
 
 
 def test_what_can_be_read(sessions: Sessions, make_client: MakeClient, engineer: Actor, material: Material) -> None:
