@@ -16,12 +16,14 @@ Series = Sequence[tuple[int, float]]
 """(step, value), by rising step; values may be NaN or infinite."""
 
 ONLINE = frozenset({"ppo", "grpo"})
+_LENGTH = ("eval_length_accuracy", "eval_longer_accuracy")
 BASELINES = {
-    "reward": ("eval_accuracy", ("eval_length_accuracy", "eval_longer_accuracy")),
-    "attribute_reward": ("eval_pair_accuracy", ("eval_length_accuracy", "eval_longer_accuracy")),
+    "reward": ("eval_accuracy", _LENGTH),
+    "attribute_reward": ("eval_pair_accuracy", _LENGTH),
     "process_reward": ("eval_solution_accuracy", ("eval_length_accuracy", "eval_solution_base_rate")),
+    **dict.fromkeys(("dpo", "kto", "orpo", "simpo"), ("eval_rewards/accuracies", _LENGTH)),
 }
-"""What a reward model must beat to have learned more than the length of a text, or what most rows say."""
+"""What must be beaten to have learned more than the length of a text, or what most rows say."""
 ALWAYS = {"process_reward": "eval_step_base_rate"}
 """What the deciding figure reaches by always saying the same: rising up to it is not learning."""
 HOLDS = {

@@ -24,7 +24,15 @@ class Chart:
 _LOSS = Chart("Loss", (("loss", "training"), ("eval_loss", "held out")))
 _GRADIENT = Chart("Gradient norm", (("grad_norm", ""),))
 _PAIRS = (
-    Chart("Accuracy", (("rewards/accuracies", "training"), ("eval_rewards/accuracies", "held out")), wide=True),
+    Chart(
+        "Accuracy",
+        (
+            ("rewards/accuracies", "training"),
+            ("eval_rewards/accuracies", "held out"),
+            ("eval_length_accuracy", "length only"),
+        ),
+        wide=True,
+    ),
     Chart("Margin", (("rewards/margins", "training"), ("eval_rewards/margins", "held out"))),
 )
 _TEXTS = Chart("Chosen and rejected", (("logps/chosen", "chosen"), ("logps/rejected", "rejected")))

@@ -1,6 +1,6 @@
 """A run's history: each change of a run and the event that says so, in one transaction.
 
-Both who ask for runs (``service``) and who carry them out (``leases``) write through here, and only to a run whose row they
+Both who ask for runs (``service``) and who carry them out (``leases``, ``attempts``) write through here, and only to a run whose row they
 have locked: so its events are numbered in the order in which they are committed, and no reader by number misses one.
 """
 

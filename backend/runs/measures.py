@@ -221,7 +221,7 @@ MEANINGS: dict[str, Meaning] = {
     ),
     "solution_accuracy": _share(
         "Solution accuracy",
-        "Share of solutions whose reduced score says rightly whether every step is right.",
+        "Share of solutions, those cut off before a verdict left out, whose reduced score says rightly whether every step is right.",
         "mean((reduced > ½) = all labels)",
         of_rows=True,
     ),
@@ -242,7 +242,7 @@ MEANINGS: dict[str, Meaning] = {
     ),
     "solution_base_rate": _share(
         "Always the same verdict",
-        "What a judge of solutions gets right that always says what most are.",
+        "What a judge of the same solutions gets right that always says what most are.",
         better="neither",
         of_rows=True,
     ),
@@ -398,6 +398,14 @@ PATTERNS: tuple[tuple[re.Pattern[str], Meaning], ...] = (
     (
         re.compile(r"rewards/(?P<name>[^/]+)/(?P<how>wrong|runtime_error|timeout|memory|output_limit|malformed)"),
         _share("{name}, {how}", "Share of programs that ended so in the sandbox.", better="lower"),
+    ),
+    (
+        re.compile(r"rewards/(?P<name>[^/]+)/infra_error"),
+        _share(
+            "{name}, sandbox broke",
+            "Share of programs that the sandbox ended and not the program; they are not scored.",
+            better="lower",
+        ),
     ),
     (
         re.compile(r"mse/(?P<name>.+)"),

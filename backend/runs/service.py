@@ -1,7 +1,7 @@
 """Runs as people see them: submit, cancel, look.
 
 Whoever asks is checked here, and a run never changes what it was asked for: its spec, model and rows are fixed when it is
-submitted. Carrying a run out is the workers' side (``leases``); both write through ``history``.
+submitted. Carrying a run out is the workers' side (``leases``, ``attempts``); both write through ``history``.
 """
 
 import hashlib

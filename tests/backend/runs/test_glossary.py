@@ -147,6 +147,12 @@ def test_a_reward_model_is_held_to_its_baselines_and_its_probabilities() -> None
         "eval_solution_base_rate": [(0, 0.8), (9, 0.8)],
     }
     assert "It is no better than its baseline." in _titles("process_reward", steps)
+    pairs = learned | {"eval_rewards/accuracies": [(0, 0.5), (60, 0.55)]}
+    for method in ("dpo", "kto", "orpo", "simpo"):
+        assert "It is no better than its baseline." in _titles(method, pairs)
+        assert "It is no better than its baseline." not in _titles(
+            method, {"eval_rewards/accuracies": pairs["eval_rewards/accuracies"]}
+        )
     sure = {"eval_ece": [(0, 0.3), (9, 0.2)], "eval_temperature": [(0, 1.0), (9, 2.5)]}
     told = next(f for f in diagnose("reward", sure, finished=True) if f.title == "Its probabilities are off.")
     assert "60 or 100 %" in told.text
@@ -158,6 +164,7 @@ def test_components_and_attributes_have_meanings_and_charts_of_their_own() -> No
     assert meanings.meaning("eval_rewards/correct/mean").name == "correct"
     assert meanings.meaning("rewards/margins").name == "Margin"
     assert meanings.meaning("eval_pearson/helpful").better == "higher"
+    assert meanings.meaning("rewards/code/infra_error").name == "code, sandbox broke"
     charts = glossary.decisive("grpo", ["reward", "rewards/correct/mean", "rewards/length/mean", "rewards/length/std"])
     assert charts[1].keys == (("rewards/correct/mean", "correct"), ("rewards/length/mean", "length"))
     assert glossary.decisive("grpo", ["rewards/correct/mean"]) == list(glossary.DECISIVE["grpo"])
