@@ -28,6 +28,16 @@ def command(single: Sequence[str], devices: Devices) -> list[str]:
     return [*launcher, f"--nproc-per-node={number}", *single]
 
 
+def keep_to_one(devices: Devices) -> None:
+    """Let a run of one process see one GPU, the first that it may use; to be asked before torch looks for GPUs.
+
+    Seeing several, Transformers would share each batch among them in threads, and take a batch for each.
+    """
+    if processes(devices) == 1:
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+        os.environ["CUDA_VISIBLE_DEVICES"] = seen.partition(",")[0]
+
+
 def check(spec: TrainingSpec, *, world: int, gpus: int) -> None:
     """Raises :class:`SpecCannotWork` if this machine cannot carry out *spec* in *world* processes on *gpus* GPUs."""
     number = processes(spec.devices)
@@ -35,6 +45,12 @@ def check(spec: TrainingSpec, *, world: int, gpus: int) -> None:
         raise SpecCannotWork(
             f"the spec asks for {number} processes, and there are {world}",
             remedy=f"Start it with `torchrun --nproc-per-node {number} -m worker.recipes spec.json`.",
+            field="devices",
+        )
+    if number == 1 and gpus > 1:
+        raise SpecCannotWork(
+            f"one process sees {gpus} GPUs and would take a batch for each",
+            remedy="Set CUDA_VISIBLE_DEVICES to one of them, or ask for as many processes.",
             field="devices",
         )
     if number == 1:

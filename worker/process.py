@@ -22,7 +22,7 @@ from pathlib import Path
 from sqlalchemy.orm import Session
 
 import backend.schema  # noqa: F401  # a run's keys lead to tables of every part, and all must be known
-from backend.artifacts import Artifacts, Manifest, sha256_of
+from backend.artifacts import Artifacts, FileEntry, Manifest, sha256_of
 from backend.db import Sessions, unit_of_work
 from backend.embedded import dies_with_parent
 from backend.runs import attempts, leases
@@ -74,7 +74,8 @@ class Attempt(Recorder):
         needed = LEAST_FREE_BYTES + 4 * materials.base_model.size() + 2 * sum(files.size() for files in others.values())
         if free < needed:
             raise OSError(f"only {free >> 20} MiB of disk are free here, and the run needs {needed >> 20}")
-        base = self._lay_out_model(materials.base_model, "base")
+        laid: dict[tuple[FileEntry, ...], Path] = {}
+        base = self._lay_out_model(materials.base_model, "base", laid)
         resume, step = self._resume()
         launch = Launch(
             spec=materials.spec,
@@ -83,7 +84,9 @@ class Attempt(Recorder):
             folder=self.folder,
             base_model=base.folder,
             adapter_base=base.adapter_base,
-            models={model_id: self._lay_out_model(files, f"models/{model_id}") for model_id, files in others.items()},
+            models={
+                model_id: self._lay_out_model(files, f"models/{model_id}", laid) for model_id, files in others.items()
+            },
             rows=materials.rows.resolve(),
             row_type=materials.row_type,
             resume_from=resume,
@@ -94,11 +97,20 @@ class Attempt(Recorder):
         self._insist(lambda session: attempts.begin(session, claimed.run_id, claimed.fence, str(self.folder), step))
         return path
 
-    def _lay_out_model(self, files: attempts.ModelFiles, name: str) -> ModelFolder:
-        base = self.folder / f"{name}-base"
+    def _lay_out_model(
+        self, files: attempts.ModelFiles, name: str, laid: dict[tuple[FileEntry, ...], Path]
+    ) -> ModelFolder:
+        """*laid*: the same files lie in one folder, by which a recipe knows that two roles stand on one model."""
+
+        def folder(manifest: Manifest, where: str) -> Path:
+            files = tuple(manifest)
+            if files not in laid:
+                laid[files] = lay_out(self._artifacts, manifest, self.folder / where)
+            return laid[files]
+
         return ModelFolder(
-            folder=lay_out(self._artifacts, files.model, self.folder / name),
-            adapter_base=lay_out(self._artifacts, files.adapter_base, base) if files.adapter_base is not None else None,
+            folder=folder(files.model, name),
+            adapter_base=folder(files.adapter_base, f"{name}-base") if files.adapter_base is not None else None,
         )
 
     def _resume(self) -> tuple[Path | None, int]:

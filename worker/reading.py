@@ -37,6 +37,8 @@ class Reading(training.Frame, GRPOTrainer):
         """``None``: the reference is the policy with its adapter switched off."""
         if reference is not None:
             add_fused_lm_head(reference, temperature=self.temperature)
+            # in the policy's precision: the same weights must say the same, or the divergence begins above zero
+            self.accelerator.prepare_model(reference, evaluation_mode=True)
             reference.to(self.args.device).eval().requires_grad_(False)
         self.reference = reference
 

@@ -1,15 +1,19 @@
 """Reading completions: whichever way through the model is taken, the numbers and gradients are those of a plain pass."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from trl.trainer.utils import add_fused_lm_head
 
 from tests.worker.small_models import ARCHITECTURES, random_model
 from worker import forward
 from worker.forward import Pass, Texts
+from worker.reading import Reading
 
 # two prompts with three and two completions, and one alone; rows of a prompt need not stand side by side
 ROWS = [
@@ -156,3 +160,19 @@ def test_an_adapter_is_read_and_learns() -> None:
     assert (shared.logps * mask).detach() == pytest.approx((whole.logps * mask).detach(), abs=1e-4)
     gradient(shared, padded)
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters() if p.requires_grad)
+
+
+def test_the_reference_reads_in_the_policys_precision() -> None:
+    """Half precision is a wrapper around a prepared model: without it equal weights would not say the same."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    AcceleratorState._reset_state(reset_partial_state=True)  # it would be that of every later one
+    policy, reference = random_model("llama"), random_model("llama")
+    policy = accelerator.prepare_model(add_fused_lm_head(policy) or policy).eval()
+    trainer = SimpleNamespace(accelerator=accelerator, temperature=1.0, args=SimpleNamespace(device="cpu"))
+    Reading.set_reference(trainer, reference)  # type: ignore[arg-type]
+    plain = random_model("llama").eval()
+    said, again, full = (forward.read(model, texts()).logps.detach() for model in (policy, trainer.reference, plain))
+    assert said.equal(again)
+    assert not said.equal(full)
+    assert not any(parameter.requires_grad for parameter in reference.parameters())

@@ -204,6 +204,9 @@ there = {
     number: [sorted(p.name for p in pathlib.Path(model[key]).iterdir()) if model[key] else None for key in ("folder", "adapter_base")]
     for number, model in launch["models"].items()
 }
+there["on the policy's own weights"] = [
+    number for number, model in launch["models"].items() if model["adapter_base"] == launch["base_model"]
+]
 pathlib.Path(sys.argv[1]).with_name("there.json").write_text(json.dumps(there))
 """
     execute_next(sessions, "gpu-1", Supervision(home=tmp_path, command=[sys.executable, "-c", script], **QUICK))
@@ -211,6 +214,8 @@ pathlib.Path(sys.argv[1]).with_name("there.json").write_text(json.dumps(there))
     assert json.loads((attempt / "there.json").read_text()) == {
         str(whole.id): [["config.json", "model.safetensors"], None],
         str(adapter.id): [["adapter_config.json", "adapter_model.safetensors"], ["config.json", "model.safetensors"]],
+        # the adapter's base has the same files as the policy's: one folder, so that one backbone can play both
+        "on the policy's own weights": [str(adapter.id)],
     }
     assert not (attempt / "models").exists()  # nothing of it stays behind
 

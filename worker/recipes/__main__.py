@@ -51,6 +51,7 @@ def main(path: Path) -> int:
             report.say(reason.event())
         return CANNOT_WORK
     (launch.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    devices.keep_to_one(launch.spec.devices)
     first = os.environ.get("RANK", "0") == "0"
     with Report(launch.folder / "events.jsonl") if first else Silence() as report:
         return _carry_out(launch, report, stop)

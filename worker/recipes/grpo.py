@@ -15,8 +15,9 @@ geometric mean over the completion), the loss is the average over tokens of
     KL                in the loss per token (k2's gradient is right, k3 is DeepSeek's), or k1, summed over the completion,
                       subtracted from r before A
 
-A completion that no component could score, one that was dropped as unfinished, and a group without spread that could
-not be replaced are in no mean and no token count. The divergence from the reference is measured also at β = 0, then on
+A completion that no component could score is in no mean and no token count. One that was dropped as unfinished, and a
+group without spread that could not be replaced, weigh nothing in the loss and its count; as in TRL, what they earned still
+counts in the means that others are compared with. The divergence from the reference is measured also at β = 0, then on
 one completion of each prompt. Held-out prompts are answered once each, sampled as in training (``eval_reward``,
 ``eval_kl``); the completions to be read are greedy.
 

@@ -379,7 +379,7 @@ class GRPOSpec(OnlineSpec):
     groups: Annotated[KeepAll | Resample, Field(discriminator="kind")] = Field(default_factory=KeepAll)
     """What happens to groups without spread."""
     drop_unfinished: bool = False
-    """Completions that did not end leave the loss (DAPO's overlong filtering)."""
+    """Completions that did not end leave the loss, not the mean of their group (DAPO's overlong filtering)."""
 
     @model_validator(mode="after")
     def _whole_groups(self) -> Self:

@@ -22,6 +22,7 @@ from backend.runs.specs import (
     GRPOSpec,
     KTOSpec,
     LoRA,
+    OneDevice,
     Sampling,
     SFTSpec,
 )
@@ -142,6 +143,7 @@ def test_a_process_too_few_is_refused(world: World, tmp_path: Path) -> None:
         ({"devices": DeepSpeed()}, 1, "as many GPUs, and the run has 1"),
         ({"devices": TWO}, 1, "as many GPUs, and the run has 1"),
         ({"devices": DataParallel(processes=1000)}, 0, "1000 processes on"),
+        ({}, 2, "one process sees 2 GPUs and would take a batch for each"),
     ],
 )
 def test_what_the_machine_lacks_is_said(spec: dict[str, Any], gpus: int, says: str) -> None:
@@ -150,6 +152,28 @@ def test_what_the_machine_lacks_is_said(spec: dict[str, Any], gpus: int, says: s
         devices.check(asked, world=devices.processes(asked.devices), gpus=gpus)
     assert refused.value.reason.startswith("devices: ")
     assert refused.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("asked", "before", "after"),
+    [
+        (OneDevice(), None, "0"),
+        (OneDevice(), "2,3", "2"),
+        (OneDevice(), "GPU-8f2a", "GPU-8f2a"),
+        (OneDevice(), "", ""),
+        (TWO, "2,3", "2,3"),
+        (TWO, None, None),
+    ],
+)
+def test_one_process_sees_one_gpu(
+    monkeypatch: pytest.MonkeyPatch, asked: Any, before: str | None, after: str | None
+) -> None:
+    """Transformers shares batches among all GPUs that it sees, each with a whole batch of its own."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", before or "")
+    if before is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    devices.keep_to_one(asked)
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == after
 
 
 @pytest.mark.parametrize("spread", [FSDP(), DeepSpeed()])
