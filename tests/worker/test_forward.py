@@ -1,6 +1,6 @@
 """Reading completions: whichever way through the model is taken, the numbers and gradients are those of a plain pass."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -162,14 +162,19 @@ def test_an_adapter_is_read_and_learns() -> None:
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters() if p.requires_grad)
 
 
-def test_the_reference_reads_in_the_policys_precision() -> None:
-    """Half precision is a wrapper around a prepared model: without it equal weights would not say the same."""
+@pytest.fixture
+def half() -> Iterator[Accelerator]:
+    """One in half precision; what it leaves behind would be that of every later one."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
-    AcceleratorState._reset_state(reset_partial_state=True)  # it would be that of every later one
+    yield Accelerator(cpu=True, mixed_precision="bf16")
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_the_reference_reads_in_the_policys_precision(half: Accelerator) -> None:
+    """Half precision is a wrapper around a prepared model: without it equal weights would not say the same."""
     policy, reference = random_model("llama"), random_model("llama")
-    policy = accelerator.prepare_model(add_fused_lm_head(policy) or policy).eval()
-    trainer = SimpleNamespace(accelerator=accelerator, temperature=1.0, args=SimpleNamespace(device="cpu"))
+    policy = half.prepare_model(add_fused_lm_head(policy) or policy).eval()
+    trainer = SimpleNamespace(accelerator=half, temperature=1.0, args=SimpleNamespace(device="cpu"))
     Reading.set_reference(trainer, reference)  # type: ignore[arg-type]
     plain = random_model("llama").eval()
     said, again, full = (forward.read(model, texts()).logps.detach() for model in (policy, trainer.reference, plain))
