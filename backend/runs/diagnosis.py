@@ -116,7 +116,7 @@ def _held_out(
         if (share := sure.get(step)) is None:
             return f"{_plain(value)} at step {step}"
         if share.low == share.high:
-            return f"{_plain(value)} at step {step}, where the policy is its reference"
+            return f"{_plain(value)} at step {step} (where the policy is its reference)"
         return f"{_plain(value)} [{_plain(share.low)}, {_plain(share.high)}] at step {step}"
 
     def chance(one: int, other: int) -> float:

@@ -95,7 +95,7 @@ def test_a_policy_that_is_its_reference_has_no_interval() -> None:
         finished=False,
         held_out_rows=20,
     )[0]
-    assert "was 0.5 at step 0, where the policy is its reference" in once.text
+    assert "was 0.5 at step 0 (where the policy is its reference)" in once.text
     series = {"eval_rewards/accuracies": accuracy, "eval_rewards/margins": begins}
     told = diagnose("dpo", series, finished=True, held_out_rows=20)[0]
     # 15 of 20: (0.75 + 0.096)/1.192 − 1.96·√(0.009375 + 0.0024)/1.192 = 0.71 − 0.178 = 0.531, so the arm is 0.219 < 0.25
