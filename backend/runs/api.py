@@ -148,14 +148,13 @@ def read_spec(actor: SignedIn, method: str) -> dict[str, Any]:
 
 
 @router.get("/versions/{version_id}/lengths")
-def read_lengths(actor: Viewer, session: UnitOfWork, version_id: int, model: int) -> RowLengths:
-    """How long the rows of a dataset version are in the tokens of *model*: what ``max_length`` would cut."""
+def read_lengths(actor: Viewer, session: UnitOfWork, version_id: int, model: int) -> RowLengths | None:
+    """How long the rows of a dataset version are in the tokens of *model*: what ``max_length`` would cut.
+
+    ``null`` if the model came without a ``tokenizer.json``.
+    """
     found = lengths.sample(session, actor, model, version_id)
-    if found is None:
-        raise NotFound(
-            "The model has no tokenizer that can be read here.", remedy="Register it with its tokenizer.json."
-        )
-    return RowLengths(rows=found.rows, prompts=found.prompts)
+    return None if found is None else RowLengths(rows=found.rows, prompts=found.prompts)
 
 
 @router.post("/projects/{project_id}/runs", status_code=201)

@@ -351,11 +351,11 @@ class SpecForm extends HTMLElement implements Form {
     const key = `${model} ${version}`;
     if (model && version && !this.#lengths.has(key)) {
       this.#lengths.set(key, null);
-      const came = (lengths: Lengths): void => {
+      const came = (lengths: Lengths | null): void => {
         this.#lengths.set(key, lengths);
         this.#card();
       };
-      void api<Lengths>(`/api/v1/versions/${version}/lengths?model=${model}`).then(came, () => undefined);
+      void api<Lengths | null>(`/api/v1/versions/${version}/lengths?model=${model}`).then(came, () => undefined);
     }
     return this.#lengths.get(key) ?? null;
   }
