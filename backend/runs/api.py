@@ -98,7 +98,7 @@ class RunView(BaseModel):
 
 
 class RowLengths(BaseModel):
-    """How long rows are in a model's tokens, of up to 200 evenly spread rows, shortest first."""
+    """How long rows are in a model's tokens, of about 200 rows from evenly spread places, shortest first."""
 
     rows: list[int]
     """Prompt and the longest completion, without what a chat template adds."""

@@ -28,12 +28,12 @@ _MOST_ROWS = 20_000
 """Rows that are looked at in search of one that fits."""
 _MERGED = 8
 """Tokens at the end of a prompt that may melt into one with the beginning of its completion."""
-_SAMPLE = 200
-"""Rows by which lengths are estimated."""
+_SAMPLE, _PLACES = 200, 8
+"""Rows by which lengths are estimated, from so many evenly spread places."""
 
 
 class Lengths(NamedTuple):
-    """Tokens of evenly spread rows, shortest first, without those that a chat template adds."""
+    """Tokens of rows from evenly spread places, shortest first, without those that a chat template adds."""
 
     rows: list[int]
     """Prompt and the longest completion."""
@@ -58,8 +58,9 @@ def sample(session: Session, actor: Actor, model_id: int, version_id: int) -> Le
     model, version = registry.get_model(session, actor, model_id), datasets.get_version(session, actor, version_id)
     known = tokenizing_of(session, model)
     with RowReader(datasets.rows_path(session, version)) as reader:
-        every = max(1, len(reader) // _SAMPLE)
-        rows = [row for start in range(0, len(reader), every) for _, row in reader.rows(start, start + 1)]
+        step = max(_SAMPLE // _PLACES, len(reader) // _PLACES)  # a few places: each costs the reading of a row group
+        starts = range(0, len(reader), step)
+        rows = [row for start in starts for _, row in reader.rows(start, start + _SAMPLE // _PLACES)]
     prompts = known.lengths([_prompt(row) for row in rows])
     answers = [known.lengths(column) for column in zip(*(_answers(row) for row in rows), strict=True)]
     if prompts is None or any(column is None for column in answers):
