@@ -3,8 +3,9 @@
 import uPlot from "uplot";
 import { h } from "./lib/dom.ts";
 import { duration, number } from "./lib/format.ts";
+import { color, dash } from "./lib/ink.ts";
 import { drawLabels, roomFor } from "./lib/labels.ts";
-import { smooth, store, type Points } from "./lib/series.ts";
+import { near, smooth, store, type Points } from "./lib/series.ts";
 
 interface Line {
   run: number;
@@ -25,31 +26,6 @@ interface Shown {
   xs: number[];
   smoothed: number[];
 }
-
-const probe = h("span", { hidden: true });
-
-/** A color token as the canvas needs it; light-dark() is resolved by the browser. */
-function color(token: string): string {
-  if (!probe.isConnected) document.body.append(probe);
-  probe.style.color = `var(${token})`;
-  return getComputedStyle(probe).color;
-}
-
-function dash(slot: number): number[] {
-  if (slot < 2) return [];
-  return getComputedStyle(document.documentElement).getPropertyValue(`--dash-${slot}`).trim().split(/\s+/).map(Number).filter(Number.isFinite);
-}
-
-const near = (xs: number[], x: number): number => {
-  let low = 0;
-  let high = xs.length - 1;
-  while (high - low > 1) {
-    const middle = (low + high) >> 1;
-    if ((xs[middle] as number) <= x) low = middle;
-    else high = middle;
-  }
-  return Math.abs((xs[high] ?? Infinity) - x) < Math.abs((xs[low] ?? Infinity) - x) ? high : low;
-};
 
 class RunChart extends HTMLElement {
   #lines: Line[] = [];
@@ -131,7 +107,7 @@ class RunChart extends HTMLElement {
     const positive = this.#shown.every((shown) => shown.points.low.every((value) => !(value <= 0)));
     const log = store.options.log && positive;
     const mode = `${log} ${store.options.axis} ${this.#shown.map((shown) => `${shown.line.run} ${shown.line.key}`).join()}`;
-    this.#measure();
+    this.#room = Math.ceil(Math.min(roomFor(this.#shown.map((shown) => this.#label(shown))), this.clientWidth * 0.45));
     const data = this.#aligned();
     if (!this.#plot || mode !== this.#mode) {
       this.#mode = mode;
@@ -144,13 +120,6 @@ class RunChart extends HTMLElement {
     }
     if (store.window && store.options.axis === "step") this.#plot.setScale("x", { min: store.window[0], max: store.window[1] });
     this.#describe();
-  }
-
-  /** Room for the labels behind the lines' ends. */
-  #measure(): void {
-    const context = h("canvas").getContext("2d");
-    if (!context) return;
-    this.#room = Math.ceil(Math.min(roomFor(context, this.#shown.map((shown) => this.#label(shown))), this.clientWidth * 0.45));
   }
 
   #label(shown: Shown): { name: string; value: string } {

@@ -13,7 +13,7 @@ const out = mkdtempSync(join(tmpdir(), "lib-"));
 await esbuild.build({ absWorkingDir: frontend, entryPoints: ["islands/lib/series.ts", "islands/lib/format.ts", "islands/lib/labels.ts", "islands/lib/counts.ts"], bundle: true, format: "esm", outdir: out, outExtension: { ".js": ".mjs" }, logLevel: "error" });
 globalThis.location = { href: "http://localhost/" };
 globalThis.requestAnimationFrame = (call) => setTimeout(call, 0);
-const { put, smooth, unwire, store } = await import(pathToFileURL(join(out, "series.mjs")));
+const { near, put, smooth, unwire, store } = await import(pathToFileURL(join(out, "series.mjs")));
 const { number, duration } = await import(pathToFileURL(join(out, "format.mjs")));
 
 const { spread } = await import(pathToFileURL(join(out, "labels.mjs")));
@@ -111,4 +111,8 @@ test("the tabs count on from what the server knew, and nothing twice", () => {
   assert.equal(counts.shown().completions, 2);
   counts.rewind(0);
   assert.equal(counts.shown().completions, 0);
+});
+
+test("the cursor reads the point nearest to it", () => {
+  assert.deepEqual([-5, 4, 6, 14, 99].map((x) => near([0, 10, 20], x)), [0, 0, 1, 1, 2]);
 });

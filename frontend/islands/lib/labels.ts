@@ -35,7 +35,9 @@ export function spread(wanted: number[], gap: number, low: number, high: number)
 }
 
 /** Room that the labels would like to have beside the plot. */
-export function roomFor(context: CanvasRenderingContext2D, ends: { name: string; value: string }[]): number {
+export function roomFor(ends: { name: string; value: string }[]): number {
+  const context = document.createElement("canvas").getContext("2d");
+  if (!context) return 0;
   context.font = font(600, 1);
   return Math.max(...ends.map(({ name, value }) => context.measureText(`${name} ${value}`.trim()).width)) + LEAD + 5;
 }

@@ -73,6 +73,18 @@ export function smooth(values: number[], factor: number): number[] {
   });
 }
 
+/** Index of the value nearest to `x` in a rising list. */
+export const near = (xs: number[], x: number): number => {
+  let low = 0;
+  let high = xs.length - 1;
+  while (high - low > 1) {
+    const middle = (low + high) >> 1;
+    if ((xs[middle] as number) <= x) low = middle;
+    else high = middle;
+  }
+  return Math.abs((xs[high] ?? Infinity) - x) < Math.abs((xs[low] ?? Infinity) - x) ? high : low;
+};
+
 class Store {
   options: Options = { smoothing: 0.8, log: false, axis: "step" };
   window: [number, number] | null = null;
