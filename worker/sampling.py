@@ -1,11 +1,13 @@
 """Completions of many prompts at once, left-padded, with a generator of their own.
 
 Sampling between two training steps must not change the training: it runs on a forked random state and leaves the
-model in the mode it was in.
+model in the mode it was in. It is read to see what was learned: what the model's files say about generating (a repetition
+penalty, tokens never said, a longest length) is set aside, all but its end tokens.
 """
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from transformers import (
@@ -48,6 +50,18 @@ def pad_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, tor
     return ids, mask
 
 
+@contextlib.contextmanager
+def _as_it_is(model: Any) -> Iterator[None]:
+    """Without the model's own generation config: Transformers takes from there whatever a call leaves open."""
+    network = model.get_base_model() if hasattr(model, "get_base_model") else model  # an adapter's config is its base's
+    own = network.generation_config
+    network.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        network.generation_config = own
+
+
 @torch.no_grad()
 def complete(
     model: PreTrainedModel,
@@ -80,7 +94,7 @@ def complete(
     model.eval()
     sampled: list[Sampled] = []
     try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with _as_it_is(model), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             for start in range(0, len(prompts), batch_size):
                 ids, mask = pad_left(prompts[start : start + batch_size], tokenizer.pad_token_id)
