@@ -179,6 +179,8 @@ class Encoder:
             "turned": "{} pairs changed sides: fewer than half of the annotators preferred what is chosen.",
             "undecided": "{} solutions are cut at {} tokens before any wrong step: their steps count, but in no figure of whole "
             "solutions, because nobody who reads them can know how they end.",
+            "parted": "{} solutions have steps that hold the separator, and whoever reads them sees more steps: all parts of a right "
+            "step are right; of a wrong one the last is wrong, and of the others nobody knows.",
             "unscored": "{} rows were left out: they have no score of an attribute that is learned.",
             "broken": "{} messages hold a control token of the model; an invisible character makes it plain text.",
         }

@@ -3,7 +3,8 @@
     Σ over labeled steps of −log σ(l) if right, −log σ(−l) if wrong, / how many are labeled;   l = output(right) − output(wrong)
 
 Lightman et al. 2023, arXiv:2305.20050; Uesato et al. 2022, arXiv:2211.14275. Steps are joined by the separator and encoded
-one by one, so that a step ends exactly where it ends. After the first wrong step labels mean little (the others follow
+one by one, so that a step ends exactly where it ends; one that holds the separator is cut there into several, as whoever
+scores a text will cut it (:func:`worker.graded.steps_read`). After the first wrong step labels mean little (the others follow
 from it); with ``first_error_only`` they do not count. A solution's score is reduced from its steps: the worst, the
 product, or the last.
 
@@ -74,7 +75,7 @@ class ProcessReward(OwnLoss):
         counts = labels != IGNORED
         d, p = logits[counts], labels[counts]
         reduced = torch.tensor([self.reduced(row[~row.isnan()]) for row in logits], dtype=torch.float64)  # (N,)
-        found, true = first_below(logits < 0), first_below(labels == 0)  # (N,); a label that is ignored is no wrong one
+        found, true = first_below((logits < 0) & counts), first_below(labels == 0)  # (N,)
         return {
             "step_accuracy": calibration.accuracy(d, p),
             "step_base_rate": _most(p),
@@ -170,14 +171,16 @@ def _scored(trainer: ProcessReward, launch: Launch, prepared: rows.Prepared, enc
     for row in prepared.examples[: launch.spec.evaluation.completions]:
         columns = encode(encoder, [row])
         if columns["ends"]:
-            shown.append((row, columns["input_ids"][0], columns["ends"][0], columns["prompt_tokens"][0]))
+            whole, _ = graded.steps_read(row["completions"], row["labels"], trainer.meaning.separator)
+            ended = len(columns["ends"][0]) == len(whole)
+            shown.append((row, columns["input_ids"][0], columns["ends"][0], columns["prompt_tokens"][0], ended))
 
     def show() -> list[Completion]:
         model = trainer.accelerator.unwrap_model(trainer.model)
         batch_size = trainer.args.per_device_eval_batch_size
-        found = dict(scoring.outputs(model, [ids for _, ids, _, _ in shown], tokenizer.pad_token_id, batch_size))
+        found = dict(scoring.outputs(model, [ids for _, ids, *_ in shown], tokenizer.pad_token_id, batch_size))
         samples = []
-        for index, (row, ids, ends, prompt_tokens) in enumerate(shown):
+        for index, (row, ids, ends, prompt_tokens, ended) in enumerate(shown):
             logits = scoring.step_logits(found[index][ends])  # (S,)
             steps = {f"step {n}": told(chance) for n, chance in enumerate(logits.sigmoid().tolist(), 1)}
             samples.append(
@@ -185,7 +188,7 @@ def _scored(trainer: ProcessReward, launch: Launch, prepared: rows.Prepared, enc
                     prompt=rows.readable(row["prompt"]),
                     completion=trainer.meaning.separator.join(row["completions"]),
                     tokens=len(ids) - prompt_tokens,
-                    ended=len(ends) == len(row["completions"]),
+                    ended=ended,
                     rewards={"score": told(trainer.reduced(logits))} | steps,
                 )
             )

@@ -145,15 +145,32 @@ def solution(steps: list[str], labels: list[bool]) -> Row:
 
 
 def test_a_step_ends_where_it_ends(encoder: Encoder, tokenizer: Any) -> None:
-    """A separator inside a step ends nothing, and no token reaches into the next step."""
-    steps = ["one\ntwo", "three", "\nfour"]
-    columns = graded.solutions(encoder, [solution(steps, [True] * 3)], separator="\n", first_error_only=True)
+    """A step that holds the separator is as many as a reader sees, and no token reaches into the next."""
+    steps = ["one\ntwo", "three\n", "\nfour", " "]
+    columns = graded.solutions(encoder, [solution(steps, [True] * 4)], separator="\n", first_error_only=True)
     ids, ends = columns["input_ids"][0], columns["ends"][0]
-    assert len(ends) == 3
     starts = [columns["prompt_tokens"][0], *[end + 1 for end in ends[:-1]]]
     parts = [tokenizer.decode(ids[start : end + 1]) for start, end in zip(starts, ends, strict=True)]
-    assert parts == [step + "\n" for step in steps]
+    assert parts == ["one\n", "two\n", "three\n", "four\n"]
+    assert columns["labels"] == [[1, 1, 1, 1]]
     assert ends[-1] == len(ids) - 1
+
+
+def test_of_a_wrong_step_the_last_part_is_wrong(encoder: Encoder, tokenizer: Any) -> None:
+    """Steps "a", "b|c" (wrong), "d|e" (wrong), "f": what is known of a b c d e f is 1 ? 0 ? 0 1."""
+    row = solution(["a", "b|c", "d|e", "f"], [True, False, False, True])
+    encode = partial(graded.solutions, encoder, [row], separator="|")
+    assert encode(first_error_only=False)["labels"] == [[1, IGNORED, 0, IGNORED, 0, 1]]
+    assert encode(first_error_only=True)["labels"] == [[1, IGNORED, 0, IGNORED, IGNORED, IGNORED]]
+    assert encoder.counts["parted"] == 2
+    assert "2 solutions have steps that hold the separator" in encoder.note()[0].text
+    (ends,) = encode(first_error_only=True)["ends"]
+    cut = Encoder(tokenizer, ends[1] + 1)  # after "b", of which nobody knows
+    assert graded.solutions(cut, [row], separator="|", first_error_only=True)["labels"] == [[1, IGNORED]]
+    for steps in (["b|c" * 9], ["", " "]):  # nobody knows of what fits; no step at all
+        unknown = solution(steps, [False] * len(steps))
+        assert graded.solutions(cut, [unknown], separator="|", first_error_only=True)["labels"] == []
+    assert cut.counts["dropped"] == 2
 
 
 def test_after_the_first_error_nothing_counts(encoder: Encoder) -> None:
@@ -287,6 +304,11 @@ def test_a_completion_is_cut_into_the_steps_that_were_learned(tokenizer: Any, en
     meaning = scoring.StepsMeaning(separator=".", reduce="last")
     scorer = scoring.StepScorer(networks.load(BASE, task="TOKEN_CLS", heads=2), tokenizer, meaning)
     assert scorer._encode(pair) == (columns["input_ids"][0], columns["ends"][0])
+    first, *others = row["completions"]
+    merged = solution([".".join([first, others[0]]), *others[1:]], [True] * len(others)) | {"prompt": row["prompt"]}
+    assert (
+        scorer._encode(pair)[1] == graded.solutions(encoder, [merged], separator=".", first_error_only=True)["ends"][0]
+    )
 
 
 def test_a_language_model_is_no_scorer() -> None:
