@@ -44,7 +44,13 @@ if TYPE_CHECKING:
 
 
 class DPO(Compared, DPOTrainer):
-    """TRL's trainer in our frame."""
+    """TRL's trainer in our frame; held-out figures are means over pairs."""
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Tensor], return_outputs: bool) -> Any:
+        loss = super()._compute_loss(model, inputs, return_outputs)
+        if not self.model.training:
+            self.weigh(loss, len(inputs["input_ids"]) / 2)
+        return loss
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         """Each process computes its share of the rows, and all get all of them.

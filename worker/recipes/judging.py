@@ -99,10 +99,13 @@ class OwnLoss(Judge, Means):
         mode = "train" if model.training else "eval"
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
         loss: Tensor = self.losses(logits, inputs).sum()
+        known = (inputs["labels"] != IGNORED).sum()
         if num_items_in_batch is None:
-            loss = loss / (inputs["labels"] != IGNORED).sum().clamp(min=1)
+            loss = loss / known.clamp(min=1)
         else:
             loss = loss * self.accelerator.num_processes / num_items_in_batch  # processes are averaged afterwards
+        if mode == "eval":
+            self.weigh(loss, float(known))
         return loss
 
     def prediction_step(

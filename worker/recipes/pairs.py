@@ -106,12 +106,13 @@ def tell(trainer: Any, inputs: Mapping[str, Tensor], sides: Sides, judged: Judge
         "entropy": sides.entropy,
         **judged.told,
     }
-    for name, values in numbers.items():
-        trainer._metrics[mode][name].append(gather(values.detach()).mean().item())
+    if mode == "eval":
+        numbers["loss"] = judged.loss.expand(len(judged.chosen))
+    for name, values in numbers.items():  # a number for each pair: batches hold more or fewer
+        trainer._metrics[mode][name] += gather(values.detach()).flatten().tolist()
     margins = gather((judged.chosen - judged.rejected).detach())
-    if "probability" not in inputs:
-        trainer._metrics[mode]["rewards/accuracies"].append((margins > 0).float().mean().item())
-    elif decided := wins(margins, gather(inputs["probability"])).tolist():  # a number each: batches hold more or fewer
+    known = gather(inputs["probability"]) if "probability" in inputs else torch.ones_like(margins)
+    if decided := wins(margins, known).tolist():
         trainer._metrics[mode]["rewards/accuracies"] += decided
 
 

@@ -1,10 +1,11 @@
 """Figures of all held-out rows at once, and what length alone would say of pairs.
 
 TRL's trainers average over batches. That is no mean over rows where batches differ in size or in what they hold (thumbs
-up and down), and ranks and calibration are no means at all. So an evaluation keeps what it finds about each row, and
-reckons at its end: how rows lie in batches and processes changes nothing.
+up and down), and ranks and calibration are no means at all. So an evaluation weighs each batch by what it holds, or keeps
+what it finds about each row, and reckons at its end: how rows lie in batches and processes changes nothing.
 """
 
+import operator
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
@@ -23,13 +24,19 @@ class Reckoning(training.Frame):
     """Mixed in before a TRL trainer: an evaluation's numbers are reckoned from all its rows."""
 
     _kept: dict[str, list[Tensor]]
+    _weights: list[float]
 
     def figures(self, kept: Mapping[str, Tensor]) -> dict[str, float]:
         """The evaluation's numbers from what :meth:`keep` was given of all held-out rows, in their order.
 
         They take the place of TRL's means of the same names.
         """
-        raise NotImplementedError
+        return {}
+
+    def weigh(self, loss: Tensor, weight: float) -> None:
+        """Of a held-out batch: how much its loss, and what TRL says of it, counts in the means (its rows, or its tokens)."""
+        self._weights.append(weight)
+        self._metrics["eval"]["loss"].append(float(loss))
 
     def keep(self, **found: Tensor) -> None:
         """Of a held-out batch: a tensor (B, …) for each name, of the same width in every batch.
@@ -41,12 +48,16 @@ class Reckoning(training.Frame):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """See :class:`training.Frame`."""
-        self._kept = defaultdict(list)
+        self._kept, self._weights = defaultdict(list), []
         return super().evaluate(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Put the evaluation's numbers where TRL's trainers collect their means."""
         if "eval_loss" in logs:
+            for name, values in self._metrics["eval"].items():
+                if len(values) == len(self._weights):
+                    whole = sum(map(operator.mul, values, self._weights)) / sum(self._weights)
+                    self._metrics["eval"][name] = [whole]
             kept = {name: torch.cat(values) for name, values in self._kept.items()}
             self._kept.clear()
             self._metrics["eval"].update({name: [value] for name, value in self.figures(kept).items()})

@@ -66,6 +66,7 @@ class Reward(Judge, Compared, RewardTrainer):
             loss = objectives.reward_loss(chosen, rejected, inputs.get("margin"), centering, probability)
         if not model.training:
             self.keep(chosen=chosen, rejected=rejected)
+            self.weigh(loss, len(chosen))
         elif probability is not None:
             every = self.accelerator.gather_for_metrics
             right = calibration.accuracy(every((chosen - rejected).detach()), every(probability))
@@ -78,13 +79,17 @@ class Reward(Judge, Compared, RewardTrainer):
         held_out = self.eval_dataset
         assert isinstance(held_out, Dataset)
         difference, p = chosen - rejected, self.probabilities(held_out)
+        scores = torch.cat([chosen, rejected])
         texts = torch.cat([lengths(held_out, "chosen_ids"), lengths(held_out, "rejected_ids")])
         return {
             "accuracy": calibration.accuracy(difference, p),
             "margin": difference.mean().item(),
+            "mean_reward": scores.mean().item(),
+            "min_reward": scores.min().item(),
+            "max_reward": scores.max().item(),
             **calibration.calibration(difference, p).figures(),
             **super().figures(kept),
-            "length_correlation": calibration.pearson(torch.cat([chosen, rejected]), texts),
+            "length_correlation": calibration.pearson(scores, texts),
         }
 
 

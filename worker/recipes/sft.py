@@ -9,7 +9,6 @@ Events out: ``loss``, ``mean_token_accuracy``, ``entropy``, their ``eval_`` twin
 Left out: weights per row.
 """
 
-import operator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,44 +20,27 @@ from backend.runs.specs import Launch, SFTSpec
 from worker import networks, packing, rows
 from worker.objectives import IGNORED
 from worker.recipes import training
+from worker.recipes.reckoning import Reckoning
 from worker.recipes.show import written
 
 if TYPE_CHECKING:
     from worker.report import Report, Stop
 
 
-class SFT(training.Frame, SFTTrainer):
+class SFT(Reckoning, SFTTrainer):
     """TRL's trainer in our frame. Held-out figures are means over tokens, whatever the batches; TRL's over batches."""
-
-    _counted: list[float]
-    """Tokens that count, of each batch that is being evaluated."""
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """TRL's loss; of packed rows TRL counts the tokens of one sequence only."""
         seen = self._total_train_tokens
         loss = super().compute_loss(model, inputs, *args, **kwargs)
         if not self.model.training:
-            self._counted.append(float((inputs["labels"][:, 1:] != IGNORED).sum()))
-            self._metrics["eval"]["loss"].append(float(loss))
+            self.weigh(loss, float((inputs["labels"][:, 1:] != IGNORED).sum()))
         elif "position_ids" in inputs:
             tokens = torch.tensor(inputs["input_ids"].numel(), device=self.args.device)
             self._total_train_tokens = seen + int(self.accelerator.gather(tokens).sum())
             self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
         return loss
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """The frame's evaluation."""
-        self._counted = []
-        return super().evaluate(*args, **kwargs)
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """TRL's log, with means over tokens."""
-        if "eval_loss" in logs:
-            for name, values in self._metrics["eval"].items():
-                if len(values) == len(self._counted):
-                    whole = sum(map(operator.mul, values, self._counted)) / sum(self._counted)
-                    self._metrics["eval"][name] = [whole]
-        super().log(logs, start_time)
 
 
 def run(launch: Launch, spec: SFTSpec, report: "Report", stop: "Stop") -> None:

@@ -55,7 +55,7 @@ def arguments(launch: Launch, prepared: Prepared) -> dict[str, Any]:
     how = spec.optimization
     gpu = torch.cuda.is_available()
     held_out = len(prepared.held_out)
-    # TRL averages metrics over batches, not rows: batches of nearly equal size keep that honest
+    # of what TRL says of tokens (entropy, logits) it averages over batches: nearly equal ones keep that honest
     eval_batch = math.ceil(held_out / math.ceil(held_out / how.batch_size))
     return {
         "output_dir": str(launch.folder / "checkpoints" / ".writing"),

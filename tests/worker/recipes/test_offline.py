@@ -346,7 +346,10 @@ def test_accuracy_asks_decided_pairs_only() -> None:
         found = told(*batches)["rewards/accuracies"]
         assert sum(found) / len(found) == 0.25
     assert "rewards/accuracies" not in told([2])  # nothing but ties: no share
-    assert told([0, 1, 2, 3, 4], certain=True)["rewards/accuracies"] == [pytest.approx(0.6)]
+    assert told([0, 1, 2, 3], [4], certain=True)["rewards/accuracies"] == [1, 0, 1, 0, 1]
+    assert (
+        told([0, 1, 2, 3], [4])["rewards/margins"] == rewards.tolist()
+    )  # a number for each pair, whatever the batches
 
 
 def test_pairs_become_two_thumbs() -> None:

@@ -1,17 +1,20 @@
 """Held-out figures that are reckoned from all rows: what length alone says of pairs, and KTO's means over rows."""
 
 import math
+from collections import defaultdict
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
+from transformers import Trainer
 
 from backend.runs.specs import KTOSpec
 from worker.recipes import kto, training
 from worker.recipes.dpo import DPO
 from worker.recipes.kto import KTO
 from worker.recipes.pairs import WithoutReference
+from worker.recipes.reckoning import Reckoning
 from worker.recipes.reward import Reward
 
 
@@ -47,6 +50,37 @@ def test_what_length_alone_says_of_pairs(kind: type[Any]) -> None:
     told = looking(kind, shorter, voted).figures({})
     assert (told["longer_accuracy"], told["length_accuracy"]) == (1.5 / 4, 2.5 / 4)
     assert told["length_nll"] > 0
+
+
+def test_batches_count_by_what_they_hold() -> None:
+    """Losses 1 and 4 of three rows and of one: (3·1 + 4)/4 = 7/4, not 5/2; an accuracy of 1 and of 0: 3/4. A number
+    for each row stays as it is, and what is known of all rows takes the place of a mean.
+    """
+
+    class Odd(Reckoning):
+        def figures(self, kept: Any) -> dict[str, float]:
+            return {"margin": kept["margin"].sum().item()}
+
+    class Logged(Trainer):
+        def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+            told.update({name: list(values) for name, values in self._metrics["eval"].items()})
+
+    class Made(Odd, Logged):
+        pass
+
+    told: dict[str, list[float]] = {}
+    made = object.__new__(Made)
+    made._kept, made._weights, made._metrics = defaultdict(list), [], {"eval": defaultdict(list)}
+    for loss, accuracy, margins in ((1.0, 1.0, [1.0, 2.0, 3.0]), (4.0, 0.0, [4.0])):
+        made.weigh(torch.tensor(loss), len(margins))
+        made.keep(margin=torch.tensor(margins))
+        made._metrics["eval"]["accuracy"].append(accuracy)
+        made._metrics["eval"]["margin"].append(sum(margins) / len(margins))
+        made._metrics["eval"]["chosen"] += margins
+    made.log({"loss": 0.0})
+    assert told["loss"] == [1, 4]  # no evaluation has ended
+    made.log({"eval_loss": 2.5})
+    assert told == {"loss": [1.75], "accuracy": [0.75], "margin": [10], "chosen": [1, 2, 3, 4]}
 
 
 def test_ties_are_counted() -> None:
