@@ -1,5 +1,6 @@
 """Loading and saving models: from a folder only, safetensors only, and never code that came with the weights."""
 
+import copy
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from transformers import (
 
 from backend.runs.specs import Adapter, Launch, LoRA, ModelFolder, QLoRA, Weights
 from worker import ranks
+from worker.heads import HEADS, pad_to_score, sharpen
 from worker.report import SpecCannotWork
 
 if TYPE_CHECKING:
@@ -93,10 +95,13 @@ def merge(base: Path, adapter: Path, final: Path) -> None:
     task: Task = _json(adapter / "adapter_config.json").get("task_type") or "CAUSAL_LM"
     loaded = load(base, task=task, heads=_heads(adapter))
     whole: Any = PeftModel.from_pretrained(loaded, str(adapter), local_files_only=True).merge_and_unload()
+    tokenizer = load_tokenizer(adapter if (adapter / "tokenizer.json").exists() else base, task=task)
+    if task == "SEQ_CLS":
+        whole.config.get_text_config().pad_token_id = tokenizer.pad_token_id  # by it the last token is found
     writing = final.with_name(f".{final.name}.{os.getpid()}")
     shutil.rmtree(writing, ignore_errors=True)
     whole.save_pretrained(writing)
-    load_tokenizer(adapter if (adapter / "tokenizer.json").exists() else base).save_pretrained(writing)
+    tokenizer.save_pretrained(writing)
     for path in adapter.glob("*.json"):  # what a recipe wrote beside its weights, such as a calibration
         if path.name not in ("adapter_config.json", "manifest.json") and not (writing / path.name).exists():
             shutil.copyfile(path, writing / path.name)
@@ -110,7 +115,7 @@ def _heads(adapter: Path) -> int:
     for path in adapter.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118  # not a dict
-                if key.endswith(("score.weight", "classifier.weight")):
+                if key.endswith(tuple(f"{name}.weight" for name in HEADS)):
                     return int(file.get_slice(key).get_shape()[0])
     return 1
 
@@ -186,10 +191,12 @@ def load(
             use_safetensors=True,
             trust_remote_code=False,
             **({"num_labels": heads} if task != "CAUSAL_LM" and is_for == "CAUSAL_LM" else {}),
-            **(_four_bits(quantized) if quantized else {}),
+            **(_four_bits(quantized, task) if quantized else {}),
         )
     except (ValueError, KeyError) as error:  # an architecture or a quantization that is not known here
         raise SpecCannotWork(f"the model cannot be loaded: {error}", field="base_model") from error
+    if task != "CAUSAL_LM":
+        sharpen(model)
     return model
 
 
@@ -204,8 +211,11 @@ def load_to_train(folder: Path, weights: Weights, **more: Any) -> PreTrainedMode
     return load(folder, dtype=working_dtype(weights), quantized=weights if isinstance(weights, QLoRA) else None, **more)
 
 
-def _four_bits(weights: QLoRA) -> dict[str, Any]:
-    """What loads the frozen weights as 4-bit NormalFloat. Dettmers et al. 2023, arXiv:2305.14314, Sec. 3."""
+def _four_bits(weights: QLoRA, task: Task = "CAUSAL_LM") -> dict[str, Any]:
+    """What loads the frozen weights as 4-bit NormalFloat. Dettmers et al. 2023, arXiv:2305.14314, Sec. 3.
+
+    A head stays as it is: it learns. (By itself Transformers spares the last layer only if that has no bias.)
+    """
     if not torch.cuda.is_available():
         raise SpecCannotWork(
             "weights in 4 bits need a GPU, and this worker has none",
@@ -226,13 +236,17 @@ def _four_bits(weights: QLoRA) -> dict[str, Any]:
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=weights.double_quantization,
             bnb_4bit_compute_dtype=working_dtype(weights),
+            llm_int8_skip_modules=None if task == "CAUSAL_LM" else list(HEADS),
         ),
         "device_map": {"": torch.cuda.current_device()},
     }
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in *folder*; a missing padding token is replaced by the end token."""
+def load_tokenizer(folder: Path, *, task: Task = "CAUSAL_LM") -> PreTrainedTokenizerBase:
+    """The tokenizer in *folder*; a missing padding token is replaced by the end token.
+
+    For a model that scores whole texts (*task*): by one that leaves the end to be read, see :func:`worker.heads.pad_to_score`.
+    """
     check_files(folder)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
@@ -246,7 +260,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             remedy="Set eos_token in tokenizer_config.json to the token that ends a turn.",
             field="base_model",
         )
-    if tokenizer.pad_token_id is None:
+    if task == "SEQ_CLS":
+        pad_to_score(tokenizer, learned=_is_adapter(folder) or task_of(folder) == task)
+    elif tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
@@ -293,20 +309,44 @@ def lora_config(weights: Weights, *, reward: bool = False, task: Task | None = N
         lora_dropout=weights.dropout,
         use_dora=isinstance(weights, LoRA) and weights.dora,
         target_modules="all-linear",
-        exclude_modules=None if task == "CAUSAL_LM" else ["score"],
-        modules_to_save=None if task == "CAUSAL_LM" else ["score"],  # a new head must be learned whole
+        exclude_modules=None if task == "CAUSAL_LM" else list(HEADS),
+        modules_to_save=None if task == "CAUSAL_LM" else list(HEADS),  # a new head must be learned whole
         task_type=task,
     )
 
 
-def silence_dropout(model: PreTrainedModel) -> None:
+def silence_dropout(model: torch.nn.Module) -> None:
     """Set the base model's own dropout to 0, so that policy and reference differ only in their weights.
 
-    TRL's ``disable_dropout`` would also silence the adapter's, which the spec asks for.
+    It may be a module, a number of a layer (OPT, Bloom), or looked up in the config at every pass (Falcon): then the
+    layer gets a copy, and what is saved says what it said. The noise of a router is no better. TRL's ``disable_dropout``
+    would also silence the adapter's, which the spec asks for.
     """
-    for module in model.modules():
+    quiet = {}
+    for module in list(model.modules()):
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
+        owners: list[object] = [module]
+        config = getattr(module, "config", None)
+        if config is not None and not hasattr(module, "save_pretrained"):
+            if id(config) not in quiet:
+                quiet[id(config)] = copy.copy(config)
+            module.config = quiet[id(config)]
+            owners.append(module.config)
+        for owner in owners:
+            for name, value in list(vars(owner).items()):
+                if isinstance(value, float) and ("drop" in name or "jitter" in name):
+                    setattr(owner, name, 0.0)
+
+
+def lift(model: torch.nn.Module) -> None:
+    """Let what learns do so in single precision: in bfloat16 small steps are rounded away (see :class:`worker.heads.Head`).
+
+    To be asked when the trainer stands: on frozen weights in 4 bits TRL's make everything that learns bfloat16.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
 
 
 def count(model: torch.nn.Module) -> Parameters:

@@ -10,7 +10,7 @@ them.
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from copy import copy
+from copy import copy, deepcopy
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from backend.runs.specs import Launch, ModelFolder, PPOSpec, QLoRA, ValueHead, ValueModel
-from worker import forward, networks, scoring
+from worker import forward, heads, networks, scoring
 from worker.forward import Texts
 from worker.report import SpecCannotWork
 
@@ -37,14 +37,13 @@ class Critic(nn.Module):
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.head = nn.Linear(hidden_size, 1)
+        self.head = heads.Head(hidden_size, 1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(B, T) from hidden states (B, T, H), in the head's precision."""
-        with torch.autocast(hidden.device.type, enabled=False):
-            values: Tensor = self.head(hidden.to(self.head.weight.dtype)).squeeze(-1)
+        values: Tensor = self.head(hidden).squeeze(-1)
         return values
 
 
@@ -231,15 +230,7 @@ class OneBackbone(Roles):
         task, config.task_type, config.modules_to_save = config.task_type, "CAUSAL_LM", None  # its head is ours to call
         self.policy.add_adapter(adapter, config)
         tensors = load_file(folder / "adapter_model.safetensors")
-        weight, bias = (
-            next((tensors.pop(name) for name in list(tensors) if name.endswith(f"score.{part}")), None)
-            for part in ("weight", "bias")  # Transformers' head over tokens has a bias, the one over texts has none
-        )
-        assert weight is not None
-        head = nn.Linear(weight.size(1), weight.size(0), bias=bias is not None)
-        head.weight = nn.Parameter(weight, requires_grad=False)
-        if bias is not None:
-            head.bias = nn.Parameter(bias, requires_grad=False)
+        head = heads.head_in(tensors)
         said = set_peft_model_state_dict(self.policy, tensors, adapter_name=adapter)
         absent = [name for name in said.missing_keys if f".{adapter}." in name]
         if absent or said.unexpected_keys:
@@ -249,7 +240,11 @@ class OneBackbone(Roles):
             )
         judge = Judge(self, adapter, head, every_token=task == "TOKEN_CLS")
         self._judges[number] = scoring.scorer_of(
-            judge, head.out_features, networks.load_tokenizer(folder), scoring.read_meaning(folder), field="rewards"
+            judge,
+            head.out_features,
+            networks.load_tokenizer(folder, task=task),
+            scoring.read_meaning(folder),
+            field="rewards",
         )
         self._play(self._on)  # adding an adapter changes what is trainable
 
@@ -261,10 +256,10 @@ class OneBackbone(Roles):
 class Judge(nn.Module):
     """A reward model without weights of its own but its head: looks like Transformers' classifiers."""
 
-    def __init__(self, roles: OneBackbone, adapter: str, head: nn.Linear, *, every_token: bool) -> None:
+    def __init__(self, roles: OneBackbone, adapter: str, head: heads.Head, *, every_token: bool) -> None:
         super().__init__()
         self._play = partial(roles.playing, adapter)
-        self.config = roles.policy.config
+        self.config = deepcopy(roles.policy.config)  # what pads its texts is its own affair
         self.head = head.to(next(roles.policy.parameters()).device)
         self.every_token = every_token
 
@@ -275,7 +270,7 @@ class Judge(nn.Module):
             model.eval()
             hidden = model.base_model(input_ids=input_ids, attention_mask=attention_mask, **options).last_hidden_state
             model.train(was_training)
-        logits = self.head(hidden.to(self.head.weight.dtype))  # (B, T, K)
+        logits = self.head(hidden)  # (B, T, K)
         if self.every_token:
             return SimpleNamespace(logits=logits)
         places = torch.arange(input_ids.size(1), device=input_ids.device)

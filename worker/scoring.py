@@ -307,7 +307,7 @@ def load_scorer(
         )
     model = networks.load(folder, task=task, dtype=dtype).to(device).eval().requires_grad_(False)
     return scorer_of(
-        model, model.config.num_labels, networks.load_tokenizer(folder), meaning, reduce=reduce, field=field
+        model, model.config.num_labels, networks.load_tokenizer(folder, task=task), meaning, reduce=reduce, field=field
     )
 
 

@@ -92,7 +92,7 @@ def test_configurations_of_adapters() -> None:
     assert (dora.r, dora.lora_alpha, dora.lora_dropout, dora.use_dora) == (3, 6, 0.1, True)
     four = networks.lora_config(QLoRA(rank=5), reward=True)
     assert four is not None
-    assert (four.r, four.use_dora, four.modules_to_save) == (5, False, ["score"])
+    assert (four.r, four.use_dora, four.modules_to_save) == (5, False, ["score", "classifier"])
 
 
 def test_four_bits_are_asked_for_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +113,10 @@ def test_four_bits_are_asked_for_where_there_is_a_gpu(monkeypatch: pytest.Monkey
         assert (asked.load_in_4bit, asked.bnb_4bit_quant_type) == (True, "nf4")
         assert asked.bnb_4bit_use_double_quant is double
         assert asked.bnb_4bit_compute_dtype == torch.bfloat16
+        assert asked.llm_int8_skip_modules is None  # the package's own choice: a language model's head
         assert how["device_map"] == {"": 3}
+    asked = networks._four_bits(QLoRA(), "TOKEN_CLS")["quantization_config"]
+    assert asked.llm_int8_skip_modules == ["score", "classifier"]
 
 
 def test_a_vocabulary_that_does_not_match_is_refused() -> None:

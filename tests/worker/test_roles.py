@@ -1,5 +1,6 @@
 """One backbone must say exactly what models of their own say, and learn exactly what is meant to learn."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,22 @@ class TestOneBackbone:
         (mine,), (expected,) = one_backbone(tmp_path, reward).scorers()[7].scores(pairs), alone.scores(pairs)
         assert mine.steps == pytest.approx(expected.steps, abs=1e-5)
         assert len(set(mine.steps)) == 3
+
+    def test_each_judge_finds_the_end_of_a_text_by_its_own_padding(self, tmp_path: Path, reward_adapter: Path) -> None:
+        """One was trained where the end token pads: it reads the token before. The policy's config is not theirs to change."""
+        other = tmp_path / "padded with the end"
+        shutil.copytree(reward_adapter, other)
+        tokenizer = networks.load_tokenizer(BASE)
+        tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.save_pretrained(other)
+        found = one_backbone(tmp_path, reward_adapter)
+        before = found.policy.config.pad_token_id
+        found.add_judge(8, other)
+        pairs = [Pair([7, 8], [9, *end]) for end in ([], [tokenizer.eos_token_id])]
+        (open_, ended), (same, blind) = ([v.score for v in found.scorers()[i].scores(pairs)] for i in (7, 8))
+        assert open_ != ended
+        assert same == blind == pytest.approx(open_, abs=1e-6)
+        assert found.policy.config.pad_token_id == before != tokenizer.eos_token_id
 
     def test_the_reference_equals_the_model_by_itself(self, tmp_path: Path, reward_adapter: Path) -> None:
         found = one_backbone(tmp_path, reward_adapter)

@@ -29,7 +29,7 @@ from trl import RewardConfig
 
 from backend.runs.events import Completion, Note
 from backend.runs.specs import AttributeRewardSpec, Launch
-from worker import calibration, graded, networks, objectives, rows, scoring, splitting
+from worker import calibration, graded, heads, networks, objectives, rows, scoring, splitting
 from worker.encoding import Encoder, Pair
 from worker.objectives import IGNORED
 from worker.recipes import training
@@ -110,9 +110,8 @@ class AttributeReward(OwnLoss):
 
 @torch.no_grad()
 def scale_head(model: Any, factors: list[float]) -> None:
-    """Multiply each output (K) by its factor, through the weights; of an adapter, its own copy of the head."""
-    head = model.get_submodule("base_model.model.score" if hasattr(model, "peft_config") else "score")
-    weight = getattr(head, "modules_to_save", {"default": head})["default"].weight  # (K, hidden)
+    """Multiply each output (K) by its factor, through the weights."""
+    weight = heads.head_of(model).weight  # (K, hidden)
     weight.mul_(weight.new_tensor(factors).unsqueeze(-1))
 
 
@@ -140,7 +139,7 @@ def run(launch: Launch, spec: AttributeRewardSpec, report: "Report", stop: "Stop
     names = sorted(spec.attributes)  # a database keeps no order of keys
     _check_attributes(launch, names)
     start = networks.starting_point(launch)
-    tokenizer = networks.load_tokenizer(start)
+    tokenizer = networks.load_tokenizer(start, task="SEQ_CLS")
     model = networks.load_to_train(start, spec.weights, task="SEQ_CLS", heads=len(names))
     networks.check_fit(model, tokenizer, max_length=spec.max_length)
     networks.silence_dropout(model)

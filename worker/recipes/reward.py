@@ -97,7 +97,7 @@ def run(launch: Launch, spec: RewardSpec, report: "Report", stop: "Stop") -> Non
     """Carry out *spec*."""
     torch.manual_seed(spec.seed)  # draws the new head
     start = networks.starting_point(launch)
-    tokenizer = networks.load_tokenizer(start)
+    tokenizer = networks.load_tokenizer(start, task="SEQ_CLS")
     model = networks.load_to_train(start, spec.weights, task="SEQ_CLS")
     if model.config.num_labels != 1:
         raise SpecCannotWork(

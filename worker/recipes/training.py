@@ -241,7 +241,10 @@ def carry_out(launch: Launch, report: Report, stop: Stop, trainer: Frame, prepar
         trainer.evaluated = progress["evaluated"]
         due = first_step % spec.evaluation.every_steps == 0 and trainer.evaluated != first_step
     trainer.args.eval_on_start = due
-    parameters = networks.count(trainer.accelerator.unwrap_model(trainer.model))
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if not isinstance(spec.devices, DeepSpeed):  # which keeps what learns in single precision by itself
+        networks.lift(model)
+    parameters = networks.count(model)
     for note in prepared.notes:
         report.say(note)
     if isinstance(spec.devices, FSDP | DeepSpeed) and spec.evaluation.completions:
