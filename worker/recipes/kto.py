@@ -17,7 +17,8 @@ evaluation ``eval_rewards/accuracies`` and what length alone says (``eval_length
 
 Differs from TRL: y' is never an answer to the same prompt, and it is cut so that prompt and y' fit the longest length.
 Held-out figures are means over rows, and z_ref is the mean over all of them: TRL's are means over batches, which weigh a
-thumb by how many of its kind share its batch.
+thumb by how many of its kind share its batch. A step's loss is TRL's: the mean over its passes of the means over their
+rows, so that where an epoch ends in a smaller pass, its rows weigh more.
 Left out: weights per row.
 """
 

@@ -53,7 +53,7 @@ class Judged(NamedTuple):
     """What an objective says of a batch."""
 
     loss: Tensor
-    """A number."""
+    """A number; a mean over pairs, if a step's passes are to be weighed by them (:class:`WithoutReference`)."""
     chosen: Tensor
     """Rewards of the chosen completions (B,)."""
     rejected: Tensor
@@ -91,9 +91,13 @@ def passed(model: Any, inputs: Mapping[str, Tensor]) -> Sides:
 
 
 def tell(trainer: Any, inputs: Mapping[str, Tensor], sides: Sides, judged: Judged) -> None:
-    """Put a batch's numbers where TRL's trainers collect theirs."""
+    """Put a batch's numbers where TRL's trainers collect theirs.
+
+    Of held-out rows nothing is gathered, as every process sees all. Of the others everything is: ``gather_for_metrics``
+    would cut each pass of an epoch's last step to what the last pass has over.
+    """
     mode = "train" if trainer.model.training else "eval"
-    gather = trainer.accelerator.gather_for_metrics
+    gather = trainer.accelerator.gather if mode == "train" else torch.Tensor.detach
     if mode == "train":
         trainer._total_train_tokens += gather(inputs["attention_mask"].sum()).sum().item()
     trainer._metrics[mode]["num_tokens"] = [trainer._total_train_tokens]
@@ -122,10 +126,13 @@ def wins(margins: Tensor, probability: Tensor) -> Tensor:
 
 
 class WithoutReference(Compared, Means):
-    """Trains on pairs by a loss of the policy alone; the loss is a mean over the batch's pairs."""
+    """Trains on pairs by a loss of the policy alone: a mean over the pairs of a step, whatever its passes and processes.
 
-    loss_is_scaled_for_ga = False
-    """The loss is a mean over one forward pass: transformers divides it by the number of passes per step."""
+    A mean of means would weigh a pair in an epoch's last pass, which may hold a single one, as much as a whole batch.
+    """
+
+    loss_is_scaled_for_ga = True
+    """A pass gives its share of the step's loss: Transformers shall not divide it by the number of passes."""
 
     def __init__(
         self,
@@ -161,14 +168,24 @@ class WithoutReference(Compared, Means):
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = ["prompt_ids", "chosen_ids", "rejected_ids"]
 
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Tensor]:
+        """The batches of a step, and how many pairs are in it, over all its passes and processes."""
+        batches, _ = super().get_batch_samples(*args, **kwargs)
+        pairs = torch.tensor(sum(len(batch["input_ids"]) // 2 for batch in batches), device=self.args.device)
+        return batches, self.accelerator.gather(pairs).sum()
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
-        """The objective's loss of a batch; its numbers are kept for the log."""
+        """The batch's share of its step's loss, or without a step its own; its numbers are kept for the log."""
         sides = passed(model, inputs)
         judged = self._objective(sides.chosen, sides.rejected)
         tell(self, inputs, sides, judged)
-        return judged.loss
+        if num_items_in_batch is None:
+            return judged.loss
+        share = len(judged.chosen) / num_items_in_batch
+        loss: Tensor = judged.loss * share * self.accelerator.num_processes  # processes are averaged afterwards
+        return loss
 
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None

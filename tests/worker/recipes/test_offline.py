@@ -331,7 +331,6 @@ def test_accuracy_asks_decided_pairs_only() -> None:
         found: dict[str, list[float]] = defaultdict(list)
         trainer = SimpleNamespace(
             model=SimpleNamespace(training=False),
-            accelerator=SimpleNamespace(gather_for_metrics=lambda values: values),
             _metrics={"eval": found},
             _total_train_tokens=0,
         )
@@ -347,9 +346,58 @@ def test_accuracy_asks_decided_pairs_only() -> None:
         assert sum(found) / len(found) == 0.25
     assert "rewards/accuracies" not in told([2])  # nothing but ties: no share
     assert told([0, 1, 2, 3], [4], certain=True)["rewards/accuracies"] == [1, 0, 1, 0, 1]
-    assert (
-        told([0, 1, 2, 3], [4])["rewards/margins"] == rewards.tolist()
-    )  # a number for each pair, whatever the batches
+    assert told([0, 1, 2, 3], [4])["rewards/margins"] == rewards.tolist()  # a number for each, whatever the batches
+
+
+def test_a_step_weighs_its_pairs_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses 1 2 3 | 6 in passes of three and one: 12/4 = 3, not (2 + 6)/2. With a second process, whose passes hold
+    0 0 0 | 4: each gives twice its share of 8 pairs, and the mean of both is 16/8 = 2.
+    """
+
+    def step(*passes: list[float], others: int = 0) -> float:
+        trainer = object.__new__(pairs.WithoutReference)
+        trainer.args = SimpleNamespace(device="cpu")
+        trainer.accelerator = SimpleNamespace(
+            num_processes=2 if others else 1, gather=lambda count: torch.stack([count, torch.tensor(others)])
+        )
+        trainer._objective = lambda losses, _: pairs.Judged(losses.logps.mean(), losses.logps, losses.logps)
+        given = [{"input_ids": torch.zeros(2 * len(losses), 1), "losses": torch.tensor(losses)} for losses in passes]
+        batches, number = trainer.get_batch_samples(iter(given), len(given), torch.device("cpu"))
+        return sum(trainer.compute_loss(None, batch, num_items_in_batch=number).item() for batch in batches)
+
+    def passed(_: Any, inputs: dict[str, torch.Tensor]) -> pairs.Sides:
+        side = pairs.Side(inputs["losses"], torch.ones_like(inputs["losses"]))
+        return pairs.Sides(side, side, torch.tensor(0.0))
+
+    monkeypatch.setattr(pairs, "passed", passed)
+    monkeypatch.setattr(pairs, "tell", lambda *_: None)
+    assert pairs.WithoutReference.loss_is_scaled_for_ga  # nothing divides it again
+    assert step([1.0, 2.0, 3.0], [6.0]) == pytest.approx(3)
+    assert step([1.0, 2.0, 3.0], [6.0], others=4) == pytest.approx(2 * 12 / 8)
+    assert step([0.0, 0.0, 0.0], [4.0], others=4) == pytest.approx(2 * 4 / 8)
+
+
+def test_of_two_processes_both_are_told() -> None:
+    """In training every pair of both, the last pass of an epoch included; held-out rows are the same in both."""
+
+    def told(training: bool) -> dict[str, list[float]]:
+        found: dict[str, list[float]] = defaultdict(list)
+        trainer = SimpleNamespace(
+            model=SimpleNamespace(training=training),
+            accelerator=SimpleNamespace(gather=lambda values: torch.cat([values.reshape(-1), values.reshape(-1) + 1])),
+            _metrics={"train" if training else "eval": found},
+            _total_train_tokens=0,
+        )
+        side = pairs.Side(torch.tensor([1.0, 2.0]), torch.ones(2))
+        inputs = {"attention_mask": torch.ones(4, 3)}
+        judged = pairs.Judged(torch.tensor(0.5), side.logps, torch.zeros(2))
+        pairs.tell(trainer, inputs, pairs.Sides(side, side, torch.tensor(0.0)), judged)
+        return found
+
+    assert told(training=True)["logps/chosen"] == [1, 2, 2, 3]
+    assert told(training=True)["num_tokens"] == [12 + 13]
+    assert told(training=False)["logps/chosen"] == [1, 2]
+    assert told(training=False)["loss"] == [0.5, 0.5]
 
 
 def test_pairs_become_two_thumbs() -> None:
