@@ -99,7 +99,7 @@ RUNS: dict[str, Made] = {
     "reward": (RewardSpec(**_small(), **ADAPTER, use_margin=True), *PAIRS),
     "reward soft": (RewardSpec(**_small(), use_margin=True, use_probability=True), *SOFT),
     "kto": (KTOSpec(**_small(), undesirable_weight=1.2), *PAIRS),
-    "orpo": (ORPOSpec(**_small(batch_size=15, accumulation=2)), *SOFT),  # 83 pairs: the third step has passes of 15 and 8
+    "orpo": (ORPOSpec(**_small(batch_size=15, accumulation=2)), *SOFT),  # of 83 pairs: passes of 15 and 8 in step 3
     "simpo": (SimPOSpec(**_small(), **ADAPTER, sft_weight=0.3), *PAIRS),
     "attributes": (
         AttributeRewardSpec(**_small(accumulation=2), attributes={"politeness": 1.0, "correctness": 0.5}),
