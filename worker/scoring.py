@@ -277,8 +277,7 @@ class StepScorer(_Loaded):
 
     def _encode(self, pair: Pair) -> tuple[list[int], list[int]]:
         text = str(self.tokenizer.decode(pair.completion, skip_special_tokens=True))
-        steps = [step for step in text.split(self.separator) if step.strip()]
-        return graded.join_steps(self.tokenizer, pair.prompt, steps, self.separator) if steps else ([], [])
+        return graded.join_steps(self.tokenizer, pair.prompt, graded.steps_of(text, self.separator), self.separator)
 
 
 def load_scorer(

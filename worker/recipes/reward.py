@@ -12,7 +12,8 @@ Events out: ``accuracy`` (ties are not asked, equal scores are half right), ``ma
 ``mean_reward``, their ``eval_`` twins, calibration, the judge by length (:mod:`worker.calibration`), ``length_correlation``,
 and held-out pairs, chosen first, each text with its score.
 
-An ensemble is several runs with several seeds; their scores become one in :mod:`worker.scoring`.
+A step's loss is the mean over its passes of the means over their pairs, as in TRL: where an epoch ends in a smaller pass,
+its pairs weigh more. An ensemble is several runs with several seeds; their scores become one in :mod:`worker.scoring`.
 """
 
 from collections.abc import Mapping
