@@ -94,7 +94,7 @@ class OwnLoss(Judge, Means):
             input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
         ).logits.float()
         if model.training:
-            tokens = self.accelerator.gather_for_metrics(inputs["attention_mask"].sum()).sum()
+            tokens = self.accelerator.gather(inputs["attention_mask"].sum()).sum()
             self._total_train_tokens += int(tokens.item())
         mode = "train" if model.training else "eval"
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]

@@ -69,7 +69,7 @@ class Reward(Judge, Compared, RewardTrainer):
             self.keep(chosen=chosen, rejected=rejected)
             self.weigh(loss, len(chosen))
         elif probability is not None:
-            every = self.accelerator.gather_for_metrics
+            every = self.accelerator.gather  # for_metrics would cut each pass of an epoch's last step
             right = calibration.accuracy(every((chosen - rejected).detach()), every(probability))
             self._metrics["train"]["accuracy"][-1] = right  # TRL asks ties, too
         return (loss, outputs) if return_outputs else loss

@@ -53,7 +53,7 @@ class ProcessRewardSpec(TrainingSpec):
 
     method: Literal["process_reward"] = "process_reward"
     separator: str = Field("\n", min_length=1, max_length=20)
-    """What ends a step; steps are joined with it."""
+    """What ends a step; steps are joined with it, and one that holds it is cut there, as a text that is scored will be."""
     reduce: Literal["minimum", "product", "last"] = "minimum"
     """How the steps' scores become the solution's: the worst, the product, or the last."""
     first_error_only: bool = True

@@ -63,7 +63,7 @@ class Optimization(Strict):
     batch_size: int = Field(32, ge=1)
     """Rows per device and forward pass."""
     accumulation: int = Field(1, ge=1)
-    """Forward passes per optimizer step; the effective batch is batch size × accumulation × devices."""
+    """Forward passes per optimizer step; the effective batch is batch size × accumulation × devices. DPO, KTO and reward models average over passes, as TRL does; the others weigh all rows of a step alike."""
     learning_rate: float = Field(1e-5, gt=0, le=1)
     """Peak learning rate."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
