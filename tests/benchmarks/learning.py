@@ -195,7 +195,9 @@ def carry_out(name: str, seed: int, work: Path) -> dict[str, Any]:
         models[2] = ModelFolder(folder=needed, adapter_base=BASE if adapter else None)
     path = write_rows(folder / "rows.parquet", line.data())
     started = time.monotonic()
-    attempt = Attempt(launch(folder / "run", line.spec(1, 1, seed=seed), path, line.row_type, models=models), fresh=True)
+    attempt = Attempt(
+        launch(folder / "run", line.spec(1, 1, seed=seed), path, line.row_type, models=models), fresh=True
+    )
     _, status, usage = os.wait4(attempt.process.pid, 0)
     seconds = time.monotonic() - started
     attempt.process.returncode = os.waitstatus_to_exitcode(status)
