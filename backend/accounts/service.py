@@ -17,7 +17,7 @@ from backend.errors import Conflict, Forbidden, Invalid, NotFound
 SETUP_LINK_MINUTES = 30
 INVITATION_DAYS = 7
 SYSTEM_EMAIL = "studio@localhost"
-SETUP_LOCK = 7305114
+SETUP_LOCK = 7305115
 
 
 class LinkSpent(NotFound):

@@ -96,3 +96,16 @@ def test_no_migration_needs_an_extension() -> None:
     """The embedded Postgres has none, and a database administrator should not have to be asked."""
     for path in (migrate.MIGRATIONS / "versions").glob("*.py"):
         assert not re.search(r"create\s+extension", path.read_text(), re.IGNORECASE), path.name
+
+
+def test_no_two_advisory_locks_are_the_same() -> None:
+    """The database knows a lock by its number only: with one number, who sets the studio up would stop the reaper."""
+    root = migrate.MIGRATIONS.parent
+    found = {
+        f"{path.relative_to(root)} {match[1]}": int(match[2])
+        for folder in ("backend", "migrations", "worker")
+        for path in (root / folder).rglob("*.py")
+        for match in re.finditer(r"^(\w*LOCK) = (\d+)$", path.read_text(), re.MULTILINE)
+    }
+    assert len(found) >= 3
+    assert len(set(found.values())) == len(found), found
