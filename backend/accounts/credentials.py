@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from backend.accounts.actors import Actor, Permission
 from backend.accounts.passwords import check_strength, digest, hash_password, matches, needs_rehash
-from backend.accounts.service import get_person, make_actor, roles_column
+from backend.accounts.service import end_links, get_person, make_actor, roles_column
 from backend.accounts.tables import ApiToken, BrowserSession, Person
 from backend.errors import Forbidden, Invalid, NotFound, Unauthenticated
 
@@ -78,7 +78,7 @@ def confirm_password(session: Session, actor: Actor, password: str) -> None:
 
 
 def change_password(session: Session, actor: Actor, old: str, new: str) -> None:
-    """Set a new password; all other ways in with the old one end (the caller opens a new browser session)."""
+    """Set a new password; browsers and open links end, API tokens stay (the caller opens a new browser session)."""
     if actor.token_id is not None:
         raise NeedsBrowser("A password cannot be changed with an API token.", remedy="Do it on the account page.")
     person = get_person(session, actor.person_id)
@@ -89,6 +89,7 @@ def change_password(session: Session, actor: Actor, old: str, new: str) -> None:
     check_strength(new, person.name, person.email)
     person.password_hash = hash_password(new)
     session.execute(delete(BrowserSession).where(BrowserSession.person_id == person.id))
+    end_links(session, person.id)
 
 
 # --- browser sessions

@@ -57,10 +57,11 @@ def make_setup_link(session: Session) -> str:
 
 
 def make_rescue_link(session: Session, email: str) -> str:
-    """Path of a link by which the person with *email* sets a new password; for the console of the studio's own machine."""
+    """Path of a link by which the person with *email* sets a new password; for the studio's own console; earlier links die."""
     person = session.scalar(select(Person).where(func.lower(Person.email) == email.strip().lower()))
     if person is None:
         raise NotFound("Nobody has this e-mail address.", remedy="Look at the list of people.", field="email")
+    end_links(session, person.id)
     return f"/setup/{_make_link(session, person.id, timedelta(minutes=SETUP_LINK_MINUTES))}"
 
 
@@ -73,7 +74,10 @@ def link_invites(session: Session, token: str) -> Person | None:
 
 
 def use_link(session: Session, token: str, password: str, name: str = "", email: str = "") -> Person:
-    """Spend the link: create the first admin, or set the invited person's password. One of two racers wins."""
+    """Spend the link: create the first admin, or set the invited person's password. One of two racers wins.
+
+    A password that is set anew may have been known to somebody else, so whatever let in beside it ends too.
+    """
     session.execute(select(func.pg_advisory_xact_lock(SETUP_LOCK)))  # two *different* setup links must not both win
     invited = link_invites(session, token)
     if invited is None:
@@ -84,13 +88,20 @@ def use_link(session: Session, token: str, password: str, name: str = "", email:
     else:
         check_strength(password, invited.name, invited.email)
         person = invited
-        session.execute(delete(BrowserSession).where(BrowserSession.person_id == person.id))
+        for table in (BrowserSession, ApiToken):
+            session.execute(delete(table).where(table.person_id == person.id))
     spent = update(OneTimeLink).where(OneTimeLink.token_sha256 == digest(token), OneTimeLink.used_at.is_(None))
     if session.execute(spent.values(used_at=func.now()).returning(OneTimeLink.id)).first() is None:
         raise _spent()
+    end_links(session, person.id)
     person.password_hash = hash_password(password)
     session.flush()
     return person
+
+
+def end_links(session: Session, person_id: int) -> None:
+    """Make useless what could still set this person's password without the present one."""
+    session.execute(delete(OneTimeLink).where(OneTimeLink.person_id == person_id, OneTimeLink.used_at.is_(None)))
 
 
 def _make_link(session: Session, person_id: int | None, lives: timedelta) -> str:
@@ -143,7 +154,7 @@ def renew_invitation(session: Session, actor: Actor, person_id: int) -> str:
     """A fresh link by which the person sets a password, also when the old one is forgotten; earlier links die."""
     _require_admin(actor)
     person = get_person(session, person_id)
-    session.execute(delete(OneTimeLink).where(OneTimeLink.person_id == person.id))
+    end_links(session, person.id)
     return f"/setup/{_make_link(session, person.id, timedelta(days=INVITATION_DAYS))}"
 
 

@@ -91,11 +91,14 @@ def test_signing_in_again_ends_this_browsers_former_session_only(session: Sessio
     assert credentials.close_sessions(session, admin) == 2
 
 
-def test_a_new_password_ends_every_browser(session: Session, admin: Actor) -> None:
+def test_a_new_password_ends_every_browser_and_open_link(session: Session, admin: Actor) -> None:
     key = credentials.open_session(session, session.get_one(Person, admin.person_id), absolute_hours=1).key
     with pytest.raises(credentials.WrongPassword):
         credentials.change_password(session, admin, "not the old one", "another four word phrase")
+    link = service.make_rescue_link(session, "ada@example.org").removeprefix("/setup/")
     credentials.change_password(session, admin, PASSWORD, "another four word phrase")
+    with pytest.raises(service.LinkSpent):
+        service.link_invites(session, link)
     assert credentials.browser_by_key(session, key, idle_hours=1) is None
     assert credentials.sign_in(session, "ada@example.org", "another four word phrase").id == admin.person_id
 

@@ -121,10 +121,16 @@ def test_an_invited_person_sets_a_password_and_lands_in_the_project(
     )
     link = re.search(r"http://testserver(/setup/[\w-]+)", page.text)
     assert link is not None
-    assert "Welcome, Wren" in stranger.get(link[1]).text
+    welcome = stranger.get(link[1]).text
+    assert ("Welcome, Wren" in welcome, "API tokens" in welcome) == (True, False)
     assert stranger.post(link[1], data={"password": PASSWORD}).status_code == 303
     assert stranger.get("/api/v1/me").json()["roles"] == {str(tone): "annotator"}
     assert stranger.get("/people").status_code == 403
+    people = client.post(f"/people/{stranger.get('/api/v1/me').json()['id']}/invitation").text
+    assert "API tokens end" in people
+    renewed = re.search(r"http://testserver(/setup/[\w-]+)", people)
+    assert renewed is not None
+    assert "ends your API tokens" in stranger.get(renewed[1]).text
     again = client.post("/people", data={"name": "Wren", "email": "WREN@example.org", "role": "viewer", "project": ""})
     assert (again.status_code, "has an account" in again.text) == (409, True)
 

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from backend.accounts import service
+from backend.accounts import credentials, service
 from backend.accounts.actors import Actor, Permission, Role
 from backend.accounts.tables import OneTimeLink, Person
 from backend.db import Sessions, unit_of_work
@@ -55,6 +55,34 @@ def test_a_setup_link_dies_after_half_an_hour_and_when_a_new_one_is_made(session
     with pytest.raises(service.LinkSpent):
         service.use_link(session, second, PASSWORD, "Ada", "ada@example.org")
     assert not service.has_admin(session)
+
+
+def test_a_password_set_by_a_link_ends_every_other_way_in(session: Session, admin: Actor) -> None:
+    person, first = service.invite_person(session, admin, "Wren", "wren@example.org")
+    service.use_link(session, _token(first), PASSWORD)
+    wren = service.actor_of(session, person.id)
+    browser = credentials.open_session(session, person, absolute_hours=1).key
+    _, secret = credentials.create_token(session, wren, "ci", [Permission.JUDGE], 30)
+    others = credentials.create_token(session, admin, "ci", [Permission.VIEW], 30)[1]
+    sent = _token(service.renew_invitation(session, admin, person.id))
+    rescue = _token(service.make_rescue_link(session, "wren@example.org"))
+    aside = service._make_link(session, person.id, timedelta(days=1))  # as two consoles could at the same moment
+    service.use_link(session, rescue, "seven quiet herons wade")
+    for token in (sent, rescue, aside):
+        with pytest.raises(service.LinkSpent):
+            service.use_link(session, token, "nine loud otters swim by")
+    assert credentials.sign_in(session, "wren@example.org", "seven quiet herons wade").id == person.id
+    assert credentials.browser_by_key(session, browser, idle_hours=1) is None
+    assert credentials.actor_by_token(session, secret) is None
+    assert credentials.actor_by_token(session, others) is not None, "other people's stay"
+
+
+def test_a_new_link_ends_the_one_before(session: Session, admin: Actor) -> None:
+    _, invitation = service.invite_person(session, admin, "Wren", "wren@example.org")
+    rescue = service.make_rescue_link(session, "wren@example.org")
+    with pytest.raises(service.LinkSpent):
+        service.link_invites(session, _token(invitation))
+    assert service.link_invites(session, _token(rescue)) is not None
 
 
 def test_only_admins_manage_people_and_one_admin_stays(session: Session, engineer: Actor, admin: Actor) -> None:
