@@ -1,6 +1,7 @@
 """Who is who on this machine: which process holds a run, whether it still lives, and what it left behind."""
 
 import os
+import sys
 from pathlib import Path
 
 import psutil
@@ -19,21 +20,42 @@ def _boot() -> str:
         return str(int(psutil.boot_time()))
 
 
+def _start(process: psutil.Process) -> str:
+    """When it began: whole clock ticks since the boot, or seconds since 1970 (with a point) where nobody counts ticks.
+
+    Linux derives the seconds from the time of the boot, which moves whenever the clock is set: after that every process
+    would seem to be another one. Elsewhere ``_boot`` moves with it, and then nobody is said to be gone.
+    """
+    if sys.platform != "linux":
+        return f"{process.create_time():.2f}"
+    try:
+        stat = Path(f"/proc/{process.pid}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        raise psutil.NoSuchProcess(process.pid) from None
+    return str(int(stat.rpartition(b")")[2].split()[19]))  # field 22; the name, field 2, may hold spaces and brackets
+
+
 def place(pid: int | None = None) -> str:
     """Boot, process id and start of a process: a later process with the same id is another place."""
     process = psutil.Process(pid)
-    return f"{_boot()}|{process.pid}|{process.create_time():.2f}"
+    return f"{_boot()}|{process.pid}|{_start(process)}"
 
 
 def is_gone(where: str) -> bool:
-    """Whether the process at *where* certainly does not live: it was of this boot, and is not there now."""
+    """Whether the process at *where* certainly does not live: it was of this boot, and is not there now.
+
+    Leases that older versions wrote hold seconds where ticks are told now. They cannot be compared, so while any process
+    has that id its lease has to end by itself.
+    """
     boot, _, rest = where.partition("|")
-    pid, _, _ = rest.partition("|")
+    pid, _, start = rest.partition("|")
     if boot != _boot() or not pid.isdigit():
         return False
     try:
         process = psutil.Process(int(pid))
-        return place(int(pid)) != where or process.status() == psutil.STATUS_ZOMBIE
+        now = _start(process)
+        is_another = start != now and ("." in start) == ("." in now)
+        return is_another or bool(process.status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
 

@@ -423,6 +423,19 @@ def test_place_knows_the_dead() -> None:
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     where = place(process.pid)
     assert not is_gone(where)
-    assert not is_gone("another boot|1|1.00")
+    assert not is_gone("another boot|1|1")
+    before, _, start = where.rpartition("|")
+    assert is_gone(f"{before}|{int(start) - 1}")  # an earlier process had the same id
+    seconds = f"{before}|{time.time() - 3600:.2f}"  # as places were written once
+    assert not is_gone(seconds)
     process.communicate()
     assert is_gone(where)
+    assert is_gone(seconds)
+
+
+def test_a_clock_that_is_set_buries_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    where = place()
+    created = psutil.Process().create_time()
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: created + 2)
+    assert place() == where
+    assert not is_gone(where)
