@@ -5,6 +5,7 @@ with the model's own. A completion that ended by itself is read to the end that 
 template may write more after the end token); one that was cut at the limit has no end, so it does not look finished.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -108,12 +109,12 @@ class RewardModels(Scorer):
         self._spread: list[Score] = []
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
-        """The members' agreement; ``None`` where any of them could not answer."""
+        """The members' agreement; ``None`` where any of them could not answer, or said NaN or ∞."""
         told = [[verdict.score for verdict in member.verdicts(rollouts)] for member in self.members]  # (M, N)
         scores: list[Score] = [None] * len(rollouts)
         self._spread = [None] * len(rollouts)
         for i, column in enumerate(zip(*told, strict=True)):
-            members = [score for score in column if score is not None]
+            members = [score for score in column if score is not None and math.isfinite(score)]
             if len(members) == len(column):
                 scores[i] = scoring.agree([[score] for score in members], self.spec.agreement)[0]
                 self._spread[i] = pstdev(members)
@@ -147,8 +148,10 @@ class ProcessRewardModel(Scorer):
             )
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
-        """Reduced as the spec says, whatever the model was trained to; ``None`` where there is no step."""
+        """Reduced as the spec says, whatever the model was trained to; ``None`` where there is no step, or one is NaN."""
         return [
-            None if verdict.score is None else scoring.reduce_steps(verdict.steps, self.spec.reduce)
+            scoring.reduce_steps(verdict.steps, self.spec.reduce)
+            if verdict.score is not None and all(map(math.isfinite, verdict.steps))  # min() can overlook a NaN
+            else None
             for verdict in self.model.verdicts(rollouts)
         ]

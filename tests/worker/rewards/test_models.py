@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -6,7 +7,7 @@ import torch
 
 from backend.datasets.rows import RowType
 from backend.runs.specs import GRPOSpec, Launch, ModelFolder
-from backend.runs.specs.rewards import Cautious, LengthTerm, Minimum, ProcessScore, RewardModelScore, Rewards
+from backend.runs.specs.rewards import Cautious, LengthTerm, Mean, Minimum, ProcessScore, RewardModelScore, Rewards
 from tests.worker.running import BASE
 from worker import networks, scoring
 from worker.encoding import Encoder, Pair
@@ -150,6 +151,32 @@ class Fixed(NamedTuple):
 
     def scores(self, texts: list[Pair], batch_size: int = 32) -> list[scoring.Verdict]:
         return [scoring.Verdict(self.says, {}, []) for _ in texts]
+
+
+@pytest.mark.parametrize("says", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("agreement", [Mean(), Minimum(), Cautious(penalty=2)])
+def test_a_member_that_says_no_number_leaves_the_completion_unscored(compose, tokenizer, says, agreement):
+    ready = {7: Fixed(tokenizer, 2.0), 8: Fixed(tokenizer, says)}
+    with compose(RewardModelScore(models=[7, 8], agreement=agreement), scorers=ready) as composition:
+        scores = composition.score([write(tokenizer, "x")])
+    assert scores.components["reward_model"] == [None]
+    assert scores.extras["reward_model/disagreement"] == [None]
+
+
+class Steps(scoring.StepScorer):
+    """A process reward model in memory that says NaN of the second step."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    def scores(self, texts: Sequence[Pair], batch_size: int = 32) -> list[scoring.Verdict]:
+        return [scoring.Verdict(0.5, {}, [0.5, float("nan")]) for _ in texts]
+
+
+@pytest.mark.parametrize("reduce", ["minimum", "product", "last"])
+def test_a_step_that_is_no_number_leaves_the_completion_unscored(compose, tokenizer, reduce):
+    with compose(ProcessScore(model=7, reduce=reduce), scorers={7: Steps(tokenizer)}) as composition:
+        assert composition.score([write(tokenizer, "x")]).components == {"process_reward": [None]}
 
 
 def test_models_in_memory_are_not_loaded_again_and_one_silent_member_silences_the_ensemble(compose, tokenizer):
