@@ -1,5 +1,6 @@
 """Several runs side by side: what they were asked that differs, what they measured, what they wrote to the same prompt."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
@@ -49,22 +50,33 @@ def compare(session: Session, actor: Actor, chosen: Sequence[View], prompt: int)
                 )
             )
     finals = views.finals([(view.method, held_out[view.id], view.active) for view in chosen])
+    seeds_only = {row.name for row in differing} <= {"seed"}
     return {
         "differing": differing,
         "field_count": count,
         "charts": charts,
         "live": any(view.active for view in chosen),
         "finals": finals,
-        "spread": _spread(finals) if {row.name for row in differing} <= {"seed"} else {},
+        "seeds_only": seeds_only,
+        "spread": spread(finals, [view.state == "succeeded" for view in chosen]) if seeds_only else {},
         "same_address": "?" + urlencode({"runs": ",".join(str(view.id) for view in chosen)}),
         **_same_prompt(session, actor, chosen, prompt),
     }
 
 
-def _spread(finals: Sequence[views.Final]) -> dict[str, tuple[float, float]]:
-    """Mean and standard deviation (n − 1) of each metric over runs that differ in their seed only."""
-    values = {row.key: [cell.value for cell in row.cells if cell.value is not None] for row in finals}
-    return {key: (fmean(several), stdev(several)) for key, several in values.items() if len(several) > 1}
+def spread(finals: Sequence[views.Final], succeeded: Sequence[bool]) -> dict[str, tuple[float, float] | None]:
+    """Mean and standard deviation (n − 1) of each metric over runs that differ in their seed only.
+
+    Only runs that *succeeded* count: the last value of another is of an earlier step, so it would measure how far the
+    run came. ``None``: one of the values is not finite, and the mean of the others would hide the seed that diverged.
+    """
+    found: dict[str, tuple[float, float] | None] = {}
+    for row in finals:
+        ended = zip(row.cells, succeeded, strict=True)
+        values = [cell.value for cell, counts in ended if counts and cell.value is not None]
+        if len(values) > 1:
+            found[row.key] = (fmean(values), stdev(values)) if all(map(math.isfinite, values)) else None
+    return found
 
 
 @dataclass(frozen=True)

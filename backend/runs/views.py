@@ -1,6 +1,7 @@
 """What the pages of runs show, computed from a spec and from points: pure values, no tables, no web."""
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -240,7 +241,7 @@ def finals(runs: Sequence[tuple[str, Mapping[str, Series], bool]]) -> list[Final
     for key in keys:
         known = meanings.meaning(key)
         last = [series[key][-1][1] if series.get(key) else None for _, series, _ in runs]
-        finite = [value for value in last if value is not None and value == value]
+        finite = [value for value in last if value is not None and math.isfinite(value)]
         best = None
         if len(finite) > 1 and len(set(finite)) > 1 and known.better in ("higher", "lower"):
             best = max(finite) if known.better == "higher" else min(finite)
