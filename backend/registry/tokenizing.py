@@ -1,19 +1,19 @@
 """What a model's files say of its tokenizer: enough to refuse before a run queues what its worker would refuse.
 
-Nothing of the training stack is needed for it, and no code of a chat template runs here: it is only searched.
+Nothing of the training stack is needed for it, and no code of a chat template runs here: it is only searched. What has to
+be carried out, the tokenizer, is so in a process of its own (:mod:`backend.registry.counting`).
 """
 
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import orjson
 from sqlalchemy.orm import Session
-from tokenizers import Tokenizer
 
+from backend.registry import counting
 from backend.registry.service import artifacts_of, chain_of, manifest_of
 from backend.registry.tables import Model
 
@@ -55,10 +55,7 @@ class Tokenizing:
 
     def lengths(self, texts: Sequence[str]) -> list[int] | None:
         """Tokens of each of *texts*, without what a template or the tokenizer adds; ``None`` if it cannot be asked."""
-        tokenizer = _load(self.file) if self.file is not None else None
-        if tokenizer is None:
-            return None
-        return [len(encoded.ids) for encoded in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return None if self.file is None else counting.lengths(self.file, texts)
 
 
 def tokenizing_of(session: Session, model: Model) -> Tokenizing:
@@ -82,35 +79,27 @@ def tokenizing_of(session: Session, model: Model) -> Tokenizing:
 
     whole = read(chain[0], "config.json")
     config = whole["text_config"] if isinstance(whole.get("text_config"), dict) else whole
-    settings, tokens = read(own, "tokenizer_config.json"), _tokens(read(own, "tokenizer.json"))
+    settings, file = read(own, "tokenizer_config.json"), path(own, "tokenizer.json")
     end = _content(settings.get("eos_token")) or _content(read(own, "special_tokens_map.json").get("eos_token"))
     knows = end is not None or settings.get("tokenizer_class") in _NO_DEFAULTS
     beside = path(own, "chat_template.jinja")
-    ids = [_ids(found.get("eos_token_id")) for found in (config, read(chain[0], "generation_config.json"))]
+    written = read(chain[0], "generation_config.json")
+    known = (
+        counting.vocabulary(file, (*_ids(config.get("eos_token_id")), *_ids(written.get("eos_token_id"))))
+        if file
+        else None
+    )
+    template = beside.read_text(errors="replace") if beside else _template(settings.get("chat_template"))
     return Tokenizing(
         vocabulary=_whole(config.get("vocab_size")),
         positions=_whole(config.get("max_position_embeddings")),
-        highest=max(tokens.values(), default=None),
+        highest=known.highest if known else None,
         has_end=(end is not None) if settings and knows else None,
         end=end,
-        ends=_ends(end, [*ids[0], *ids[1]], tokens),
-        template=(beside.read_text() if beside else _template(settings.get("chat_template"))) if settings else None,
-        file=path(own, "tokenizer.json"),
+        ends=_ends(end, known.texts) if known else None,
+        template=template if settings else None,
+        file=file,
     )
-
-
-def _tokens(tokenizer: dict[str, Any]) -> dict[str, int]:
-    """Token → id in a ``tokenizer.json``."""
-    model, found = tokenizer.get("model"), dict[str, int]()
-    known = model.get("vocab") if isinstance(model, dict) else None
-    if isinstance(known, dict):  # BPE, WordPiece, WordLevel
-        found |= {token: number for token, number in known.items() if isinstance(number, int)}
-    elif isinstance(known, list):  # Unigram: pairs of token and score
-        found |= {entry[0]: number for number, entry in enumerate(known) if isinstance(entry, list) and entry}
-    for added in tokenizer.get("added_tokens") or []:
-        if isinstance(added, dict) and isinstance(added.get("id"), int):
-            found[str(added.get("content"))] = added["id"]
-    return found
 
 
 def _ids(written: Any) -> list[int]:
@@ -118,12 +107,10 @@ def _ids(written: Any) -> list[int]:
     return [one for one in (written if isinstance(written, list) else [written]) if isinstance(one, int)]
 
 
-def _ends(end: str | None, ids: Sequence[int], tokens: dict[str, int]) -> frozenset[str] | None:
+def _ends(end: str | None, others: Sequence[str | None]) -> frozenset[str] | None:
     """Texts of all end tokens; ``None`` if one of them is not known."""
-    by_id = {number: token for token, number in tokens.items()}
-    if end is None or any(number not in by_id for number in ids):
-        return None
-    return frozenset({end, *(by_id[number] for number in ids)})
+    known = [text for text in (end, *others) if text is not None]
+    return frozenset(known) if len(known) == 1 + len(others) else None
 
 
 def _content(token: Any) -> str | None:
@@ -135,21 +122,10 @@ def _content(token: Any) -> str | None:
 def _template(found: Any) -> str:
     """The chat template of a tokenizer's config: one, or several by name, of which ``default`` counts."""
     if isinstance(found, list):
-        named = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
+        named = {str(one.get("name")): one.get("template") for one in found if isinstance(one, dict)}
         found = named.get("default")
     return found if isinstance(found, str) else ""
 
 
 def _whole(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-@lru_cache(maxsize=2)  # one of a large model takes a hundred megabytes
-def _load(file: Path) -> Tokenizer | None:
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception:  # the library raises nothing more exact; the worker will say what is wrong with it
-        return None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer

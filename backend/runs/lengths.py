@@ -4,7 +4,6 @@ Every refusal is certain: what the files do not say is left to the worker, which
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from typing import NamedTuple
 
 from sqlalchemy.orm import Session
@@ -23,9 +22,10 @@ from backend.runs.specs import AnySpec, OnlineSpec, SFTSpec
 Refusal = tuple[str, str, str]
 """What is wrong, the spec's field, and the remedy."""
 
-_BATCH = 256
-_MOST_ROWS = 20_000
-"""Rows that are looked at in search of one that fits."""
+_FIRST, _MOST_ROWS = 256, 5_000
+"""Rows that are looked at in search of one that fits: usually one of the first does."""
+_LONG = 20_000
+"""Characters of a text that are looked at: a longer one is longer than any count here says."""
 _MERGED = 8
 """Tokens at the end of a prompt that may melt into one with the beginning of its completion."""
 _SAMPLE, _PLACES = 200, 8
@@ -46,7 +46,11 @@ def refusal(session: Session, spec: AnySpec, model: Model, version: DatasetVersi
     known = tokenizing_of(session, model)
     if wrong := _model_and_tokenizer(spec, model, known):
         return wrong
-    with RowReader(datasets.rows_path(session, version)) as reader:
+    try:
+        path = datasets.rows_path(session, version)
+    except OSError:  # the worker, which needs them more, will say so
+        return None
+    with RowReader(path) as reader:
         first = next((row for _, row in reader.rows(0, 1)), None)
         if first is None:
             return None
@@ -61,13 +65,15 @@ def sample(session: Session, actor: Actor, model_id: int, version_id: int) -> Le
         step = max(_SAMPLE // _PLACES, len(reader) // _PLACES)  # a few places: each costs the reading of a row group
         starts = range(0, len(reader), step)
         rows = [row for start in starts for _, row in reader.rows(start, start + _SAMPLE // _PLACES)]
-    prompts = known.lengths([_prompt(row) for row in rows])
-    answers = [known.lengths(column) for column in zip(*(_answers(row) for row in rows), strict=True)]
-    if prompts is None or any(column is None for column in answers):
+    texts = [[text[:_LONG] for text in (_prompt(row), *_answers(row))] for row in rows]
+    counted = known.lengths([text for several in texts for text in several])
+    if counted is None:
         return None
-    longest = [max(several) for several in zip(*(column for column in answers if column is not None), strict=True)]
-    wholes = sorted(a + b for a, b in zip(prompts, longest or [0] * len(prompts), strict=True))
-    return Lengths(wholes, sorted(prompts))
+    counts = iter(counted)
+    by_row = [[next(counts) for _ in several] for several in texts]
+    return Lengths(
+        sorted(prompt + max(answers, default=0) for prompt, *answers in by_row), sorted(row[0] for row in by_row)
+    )
 
 
 def _model_and_tokenizer(spec: AnySpec, model: Model, known: Tokenizing) -> Refusal | None:
@@ -128,14 +134,18 @@ def _nothing_left(spec: AnySpec, known: Tokenizing, reader: RowReader) -> Refusa
         return None  # prompts are cut on their left
     if isinstance(spec, SFTSpec) and not spec.completion_only:
         return None  # what counts begins with the row
+    if len(reader) > _MOST_ROWS:
+        return None
     shortest: int | None = None
-    rows = (row for _, row in reader.rows(0, _MOST_ROWS))
-    while batch := list(islice(rows, _BATCH)):
-        lengths = known.lengths([_asked_last(row) for row in batch])
-        if lengths is None or min(lengths) < spec.max_length + _MERGED:
-            return None  # usually the first batch has such a row
-        shortest = min(lengths) if shortest is None else min(shortest, *lengths)
-    if shortest is None or len(reader) > _MOST_ROWS:
+    for start, stop in ((0, _FIRST), (_FIRST, _MOST_ROWS)):
+        texts = [_asked_last(row)[:_LONG] for _, row in reader.rows(start, stop)]
+        if any(len(text.encode()) < spec.max_length for text in texts):
+            return None  # a token is at least a byte
+        lengths = known.lengths(texts) if texts else []
+        if lengths is None or any(length < spec.max_length + _MERGED for length in lengths):
+            return None
+        shortest = min(lengths if shortest is None else [shortest, *lengths], default=None)
+    if shortest is None:
         return None
     return (
         f"Within {spec.max_length:,} tokens nothing is left to learn from: the shortest prompt has {shortest:,}.",

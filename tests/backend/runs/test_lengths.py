@@ -174,12 +174,31 @@ def test_lengths_are_counted_in_the_models_tokens(bench: Bench, make_client: Mak
     assert client.get(f"/api/v1/versions/{rows}/lengths", params={"model": 10**9}).status_code == 404
 
 
-@pytest.mark.parametrize("broken", ["null", "{}", '{"model": {}}', "[1]"])
-def test_a_broken_tokenizer_is_left_to_the_worker(bench: Bench, broken: str) -> None:
-    folder = bench.folder / "broken"
-    shutil.copytree(BASE, folder)
-    rows = bench.rows(RowType.PROMPT_COMPLETION, PLAIN, PLAIN)
-    (folder / "tokenizer.json").write_text(broken)
-    with unit_of_work(bench.sessions) as session:
-        model = registry.register_folder(session, bench.project_id, folder, "broken").id
+def _bomb(tokenizer: dict[str, Any]) -> dict[str, Any]:
+    return tokenizer | {"normalizer": {"type": "Replace", "pattern": {"String": "a"}, "content": "b" * 1_000_000}}
+
+
+def _speechless(tokenizer: dict[str, Any]) -> dict[str, Any]:
+    return tokenizer | {"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "[UNK]"}}
+
+
+BROKEN: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "nothing": lambda _: None,
+    "empty": lambda _: {},
+    "a list": lambda _: [1],
+    "no vocabulary": lambda _: {"model": {}},
+    "a list as a piece": lambda known: known | {"model": {"type": "Unigram", "vocab": [[["x"], 0.0]], "unk_id": 0}},
+    "a number as an added token": lambda known: known | {"added_tokens": [7]},
+    "no word for the unknown": _speechless,
+    "panics": lambda known: known | {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+    "a text a million times as long": _bomb,
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_broken_tokenizer_is_left_to_the_worker(bench: Bench, make_client: MakeClient, broken: str) -> None:
+    model = bench.model(tokenizer=BROKEN[broken])
+    rows = bench.rows(RowType.PROMPT_COMPLETION, PLAIN | {"prompt": "a" * 100_000}, PLAIN | {"prompt": "b" * 100_000})
     assert bench.said("sft", model, rows, max_length=64) is None
+    answer = make_client(bench.actor).get(f"/api/v1/versions/{rows}/lengths", params={"model": model})
+    assert (answer.status_code, answer.json()) == (200, None)
