@@ -20,10 +20,11 @@ COPY pyproject.toml constraints.txt ./
 RUN mkdir backend worker && touch backend/__init__.py worker/__init__.py
 
 FROM base AS web
-RUN pip install --constraint constraints.txt --editable ".[backend]"
+RUN pip install --constraint constraints.txt --editable ".[backend,s3]"
 COPY backend/ backend/
 COPY migrations/ migrations/
-COPY worker/__init__.py worker/
+# Sources only: exported scripts carry functions of the worker with them.
+COPY worker/ worker/
 COPY frontend/templates/ frontend/templates/
 COPY --from=frontend /frontend/dist/ frontend/dist/
 USER studio
@@ -32,7 +33,7 @@ CMD ["uvicorn", "--factory", "backend.app:create", "--host", "0.0.0.0", "--port"
 
 FROM base AS worker
 RUN pip install --constraint constraints.txt --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0 \
- && pip install --constraint constraints.txt --editable ".[worker]"
+ && pip install --constraint constraints.txt --editable ".[worker,s3]"
 COPY backend/ backend/
 COPY worker/ worker/
 USER studio
@@ -41,7 +42,7 @@ CMD ["celery", "-A", "worker.app", "worker", "-Q", "runs", "-c", "1", "-n", "run
 # PyPI's torch for Linux brings its CUDA libraries; the host needs only NVIDIA's driver and container toolkit.
 FROM base AS worker-gpu
 RUN pip install --constraint constraints.txt torch==2.13.0 \
- && pip install --constraint constraints.txt --editable ".[worker]"
+ && pip install --constraint constraints.txt --editable ".[worker,s3]"
 COPY backend/ backend/
 COPY worker/ worker/
 USER studio

@@ -107,10 +107,21 @@ def test_every_image_is_a_stage_and_the_web_image_holds_no_torch() -> None:
         target = SERVICES[name]["build"]["target"]
         assert SERVICES[name]["image"] == f"alignment-studio-{target}"
         assert "USER studio" in stage(target)
-    assert '".[backend]"' in stage("web")
+    assert re.findall(r"\"\.\[(.*?)\]\"", stage("web")) == ["backend,s3"]
     assert "torch" not in stage("web").lower()
     pinned = re.search(r'"(torch==[^"]+)"', (ROOT / "pyproject.toml").read_text())
     assert pinned is not None
     assert pinned[1] in stage("worker")
     assert pinned[1] in stage("worker-gpu")
     assert f'TORCH = "{pinned[1]}"' in (ROOT / "studio").read_text()
+
+
+def test_the_web_has_the_sources_that_exported_scripts_carry() -> None:
+    named = {
+        path
+        for template in (ROOT / "backend" / "runs" / "scripts").glob("*.jinja")
+        for path in re.findall(r"source\(\"([^\"]+)\"", template.read_text())
+    }
+    assert {"objectives/preferences.py", "packing.py"} <= named
+    assert all((ROOT / "worker" / path).is_file() for path in named)
+    assert "COPY worker/ worker/" in stage("web")

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 import tomllib
 from importlib.metadata import packages_distributions
@@ -61,6 +62,35 @@ def test_every_import_is_declared_where_it_is_needed(folder: str, extras: list[s
         if not {normal(distribution) for distribution in distributions.get(name, [])} & declared
     }
     assert missing == set()
+
+
+@pytest.mark.parametrize(
+    ("extra", "others", "modules"),
+    [
+        (
+            "worker",
+            ("backend", "embedded", "dev"),
+            ("worker.tasks", "worker.keeper", "worker.process", "worker.recipes.__main__"),
+        ),
+        ("backend", ("worker", "embedded", "dev"), ("backend.app", "backend.cli", "backend.migrate")),
+    ],
+)
+def test_an_image_can_start_with_its_own_extra_alone(
+    extra: str, others: tuple[str, ...], modules: tuple[str, ...]
+) -> None:
+    """Imports go on from part to part: what one of them needs must be in the image, not only what is named at its top."""
+    has = set(pins(PROJECT["dependencies"])) | set(pins(EXTRAS[extra]))
+    lacks = {name for other in others for name in pins(EXTRAS[other])} - has
+    absent = [name for name, owners in packages_distributions().items() if {normal(one) for one in owners} & lacks]
+    assert absent
+    program = f"""
+import importlib, sys
+sys.modules.update(dict.fromkeys({absent!r}))
+for module in {modules!r}:
+    importlib.import_module(module)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_the_pins_of_the_project_and_of_the_constraints_agree() -> None:
