@@ -5,7 +5,7 @@ import { h } from "./lib/dom.ts";
 import { duration, number } from "./lib/format.ts";
 import { color, dash } from "./lib/ink.ts";
 import { drawLabels, roomFor } from "./lib/labels.ts";
-import { near, smooth, store, type Points } from "./lib/series.ts";
+import { near, padded, smooth, store, type Points } from "./lib/series.ts";
 
 interface Line {
   run: number;
@@ -123,7 +123,8 @@ class RunChart extends HTMLElement {
   }
 
   #label(shown: Shown): { name: string; value: string } {
-    return { name: shown.line.label, value: number(shown.points.values.at(-1), 3) };
+    // The line ends at its smoothed value: the number beside the end is that one.
+    return { name: shown.line.label, value: number(shown.smoothed.at(-1), 3) };
   }
 
   #aligned(): uPlot.AlignedData {
@@ -154,8 +155,7 @@ class RunChart extends HTMLElement {
     const bottom = this.dataset.low === undefined ? null : Number(this.dataset.low);
     const top = this.dataset.high === undefined ? null : Number(this.dataset.high);
     if (log) return [low / 1.15, high * 1.15];
-    const pad = (high - low || Math.abs(high) || 1) * 0.07;
-    let [min, max] = [low - pad, high + pad];
+    let [min, max] = padded(low, high);
     if (low >= 0 && min < 0) min = 0;
     // A share stays inside its bounds and never zooms in further than a fifth of them.
     if (bottom !== null && top !== null && max - min < (top - bottom) / 5) {

@@ -13,7 +13,7 @@ const out = mkdtempSync(join(tmpdir(), "lib-"));
 await esbuild.build({ absWorkingDir: frontend, entryPoints: ["islands/lib/series.ts", "islands/lib/format.ts", "islands/lib/labels.ts", "islands/lib/counts.ts"], bundle: true, format: "esm", outdir: out, outExtension: { ".js": ".mjs" }, logLevel: "error" });
 globalThis.location = { href: "http://localhost/" };
 globalThis.requestAnimationFrame = (call) => setTimeout(call, 0);
-const { near, put, smooth, unwire, store } = await import(pathToFileURL(join(out, "series.mjs")));
+const { near, padded, put, smooth, unwire, store } = await import(pathToFileURL(join(out, "series.mjs")));
 const { number, duration } = await import(pathToFileURL(join(out, "format.mjs")));
 
 const { spread } = await import(pathToFileURL(join(out, "labels.mjs")));
@@ -36,6 +36,17 @@ test("smoothing is unbiased at the start, keeps a constant, and leaves a gap whe
   const broken = smooth([1, NaN, 1], 0.5);
   assert.ok(Number.isNaN(broken[1]));
   assert.equal(broken[2], 1);
+});
+
+test("an axis keeps its distance from the line, and rounding noise reads flat", () => {
+  assert.deepEqual(padded(0, 100).map(Math.round), [-7, 107]);
+  assert.deepEqual(padded(0, 0), [-0.07, 0.07]);
+  const [low, high] = padded(0.1, 0.10000000149);
+  assert.ok(low < 0.094 && high > 0.106);
+  const [down, up] = padded(-1000.0001, -1000);
+  assert.ok(down < -1069 && up > -931);
+  // Small is not the same as constant.
+  assert.ok(padded(1e-9, 2e-9)[1] < 3e-9);
 });
 
 test("what JSON cannot say comes back as it was", () => {

@@ -73,6 +73,14 @@ export function smooth(values: number[], factor: number): number[] {
   });
 }
 
+/** Where an axis from the lowest to the highest value begins and ends. What differs by rounding alone (a β that is fixed) reads flat. */
+export function padded(low: number, high: number): [number, number] {
+  const size = Math.max(Math.abs(low), Math.abs(high));
+  const span = high - low;
+  const pad = (span > 1e-6 * size ? span : size || 1) * 0.07;
+  return [low - pad, high + pad];
+}
+
 /** Index of the value nearest to `x` in a rising list. */
 export const near = (xs: number[], x: number): number => {
   let low = 0;
