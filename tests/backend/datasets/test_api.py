@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from fastapi.testclient import TestClient
 
+from backend.datasets.rows import COLUMNS, RowType
 from backend.projects.service import ProjectName
 from tests.conftest import MakeClient
 
@@ -210,6 +211,33 @@ def test_the_plain_form_imports_and_says_what_is_wrong(make_client: MakeClient, 
     made = browser.post(path, files={"file": ("x.jsonl", AS_JSON_LINES)}, data={"name": "pairs"})
     assert made.status_code == 303
     assert browser.get(made.headers["location"]).status_code == 200
+
+
+ROWS: dict[str, dict[str, Any]] = {
+    "language_modeling": {"text": "a text"},
+    "prompt_completion": {"prompt": "a", "completion": "b"},
+    "preference": {"prompt": "a", "chosen": "b", "rejected": "c"},
+    "unpaired": {"prompt": "a", "completion": "b", "label": True},
+    "prompt_only": {"prompt": "a", "answer": "7"},
+    "stepwise": {"prompt": "a", "completions": ["b", "c"], "labels": [True, False]},
+    "scored": {"prompt": "a", "completion": "b", "scores": {"helpful": 4.0}},
+}
+
+
+@pytest.mark.parametrize("row_type", RowType)
+def test_every_type_of_rows_has_its_pages(
+    client: TestClient, make_client: MakeClient, project: ProjectName, row_type: RowType
+) -> None:
+    row = ROWS[row_type]
+    columns = {column: column for column in COLUMNS[row_type] if column in row}
+    made = take(client, project, row_type, json.dumps([row, row]).encode(), {"row_type": row_type, "columns": columns})
+    assert made.json()["row_type"] == row_type
+    version = made.json()["id"]
+    tabs = (f"/versions/{version}?tab={tab}" for tab in ("rows", "statistics", "origin", "uses"))
+    browser = make_client("engineer", browser=True)
+    for page in (f"/datasets/{made.json()['dataset_id']}", *tabs):
+        answer = browser.get(page)
+        assert (answer.status_code, answer.history) == (200, []), page
 
 
 @pytest.mark.skipif(not DATA.exists(), reason="the public data sets are not here")
