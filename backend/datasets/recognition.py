@@ -31,13 +31,22 @@ _ALIASES: dict[str, tuple[str, ...]] = {
         "system_output",
         "instances.0.output",
     ),
-    "chosen": ("chosen", "preferred_output", "preferred", "chosen_response", "response_chosen", "best answer"),
+    "chosen": (
+        "chosen",
+        "preferred_output",
+        "preferred",
+        "chosen_response",
+        "response_chosen",
+        "chosen_instruction",
+        "best answer",
+    ),
     "rejected": (
         "rejected",
         "non_preferred_output",
         "dispreferred",
         "rejected_response",
         "response_rejected",
+        "rejected_instruction",
         "best incorrect answer",
     ),
     "label": ("label", "thumbs", "is_good", "good"),
@@ -48,6 +57,8 @@ _ALIASES: dict[str, tuple[str, ...]] = {
     "scores": ("scores", "ratings", "attributes"),
     "text": ("text",),
 }
+_MOST_NAMES, _LONGEST_NAME = 8, 40
+"""A column that has no more different values than this, each no longer, names groups of rows: no prompt."""
 _SIDES = [
     ("output_1", "output_2"),
     ("response 1", "response 2"),
@@ -79,6 +90,8 @@ def suggest(rows: list[Row]) -> list[Suggestion]:
     def path(column: str) -> str | None:
         for alias in _ALIASES[column]:
             if alias in by_name:
+                if column == "prompt" and alias != "prompt" and _names_groups(rows, by_name[alias]):
+                    continue
                 return by_name[alias]
             if "." in alias and find(first, alias) is not MISSING:
                 return alias
@@ -147,6 +160,14 @@ def suggest(rows: list[Row]) -> list[Suggestion]:
     return [
         Suggestion(name, mapping) for name, fields in tries if _fits(mapping := Mapping.model_validate(fields), rows)
     ]
+
+
+def _names_groups(rows: list[Row], name: str) -> bool:
+    """Whether the column says where rows come from or of what kind they are: few short values, each many times."""
+    values = [row.get(name) for row in rows]
+    texts = {value for value in values if isinstance(value, str)}
+    few = 0 < len(texts) <= _MOST_NAMES and len(texts) * 5 <= len(rows)
+    return few and all(value is None or (isinstance(value, str) and len(value) <= _LONGEST_NAME) for value in values)
 
 
 def _message_keys(rows: list[Row], paths: Iterable[str | list[str]]) -> dict[str, str] | None:

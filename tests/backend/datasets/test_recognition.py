@@ -47,3 +47,26 @@ def test_files_with_steps_and_scores_are_recognized() -> None:
 def test_nothing_is_guessed_where_nothing_is_known() -> None:
     assert suggest([{"a": 1, "b": "x"}]) == []
     assert [s.mapping.row_type for s in suggest([{"text": "once upon a time"}])] == [RowType.LANGUAGE_MODELING]
+
+
+def test_a_column_that_names_groups_of_rows_is_no_prompt() -> None:
+    rows: list[Row] = [
+        {
+            "source": ("harmless", "honest")[n % 2],
+            "chosen_instruction": f"Judge this. {n}? Yes.",
+            "rejected_instruction": f"Judge this. {n}? No.",
+        }
+        for n in range(20)
+    ]
+    (pairs,) = suggest(rows)
+    assert pairs.mapping.columns == {"chosen": "chosen_instruction", "rejected": "rejected_instruction"}
+    assert (Mapper(pairs.mapping)(rows[3]) or {})["prompt"] == "Judge this. 3?"
+
+
+def test_few_long_or_seldom_repeated_texts_are_prompts() -> None:
+    for rows in (
+        [{"source": "Summarize this for me, " + "please, " * 5, "output": str(n)} for n in range(20)],
+        [{"source": f"{n // 2} + 1?", "output": str(n)} for n in range(8)],
+        [{"prompt": "Tell a joke.", "output": str(n)} for n in range(20)],
+    ):
+        assert suggest(rows)[0].mapping.row_type is RowType.PROMPT_COMPLETION
