@@ -1,6 +1,7 @@
 """What the pages of runs show, computed from a spec and from points: pure values, no tables, no web."""
 
 import itertools
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,13 +17,15 @@ ABSENT = object()
 
 
 def said(value: Any) -> str:
-    """A spec's value as one writes it: ``True`` → ``on``, ``0.00001`` → ``1e-05``."""
+    """A spec's value as one writes it: ``True`` → ``on``, ``0.00001`` → ``1e-05``, a line break → ``"\\n"``."""
     if value is True or value is False:
         return "on" if value else "off"
     if isinstance(value, tuple):
         return ", ".join(map(said, value))
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return str(int(value))
+    if isinstance(value, str) and value.isspace():
+        return json.dumps(value)  # nobody sees white space that stands alone
     return "" if value is None else str(value)
 
 

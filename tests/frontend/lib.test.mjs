@@ -10,13 +10,14 @@ import { fileURLToPath, pathToFileURL } from "node:url";
 const frontend = join(dirname(fileURLToPath(import.meta.url)), "../../frontend");
 const esbuild = createRequire(join(frontend, "package.json"))("esbuild");
 const out = mkdtempSync(join(tmpdir(), "lib-"));
-await esbuild.build({ absWorkingDir: frontend, entryPoints: ["islands/lib/series.ts", "islands/lib/format.ts", "islands/lib/labels.ts", "islands/lib/counts.ts"], bundle: true, format: "esm", outdir: out, outExtension: { ".js": ".mjs" }, logLevel: "error" });
+await esbuild.build({ absWorkingDir: frontend, entryPoints: ["islands/lib/series.ts", "islands/lib/format.ts", "islands/lib/labels.ts", "islands/lib/counts.ts", "islands/form/schema.ts"], bundle: true, format: "esm", outdir: out, entryNames: "[name]", outExtension: { ".js": ".mjs" }, logLevel: "error" });
 globalThis.location = { href: "http://localhost/" };
 globalThis.requestAnimationFrame = (call) => setTimeout(call, 0);
 const { near, padded, put, smooth, unwire, store } = await import(pathToFileURL(join(out, "series.mjs")));
 const { number, duration } = await import(pathToFileURL(join(out, "format.mjs")));
 
 const { spread } = await import(pathToFileURL(join(out, "labels.mjs")));
+const { escaped, Shape, unescaped } = await import(pathToFileURL(join(out, "schema.mjs")));
 const { Counts } = await import(pathToFileURL(join(out, "counts.mjs")));
 
 const empty = () => ({ steps: [], values: [], low: [], high: [], times: [] });
@@ -126,4 +127,14 @@ test("the tabs count on from what the server knew, and nothing twice", () => {
 
 test("the cursor reads the point nearest to it", () => {
   assert.deepEqual([-5, 4, 6, 14, 99].map((x) => near([0, 10, 20], x)), [0, 0, 1, 1, 2]);
+});
+
+test("a separator can be seen and typed, a regular expression stays as it is", () => {
+  for (const text of ["\n", "\t|\r\n", "a\\n", "\\", "step"]) assert.equal(unescaped(escaped(text)), text);
+  assert.equal(escaped("\n\n"), "\\n\\n");
+  assert.equal(unescaped("\\n"), "\n");
+  assert.equal(unescaped("half \\"), "half \\");
+  const shape = new Shape({ properties: { separator: { type: "string", default: "\n" }, pattern: { type: "string" } } });
+  assert.deepEqual(shape.nodes(shape.root, { separator: "\n", pattern: "\\d" }, shape.initial(shape.root)).map(({ kind }) => kind), ["escaped", "text"]);
+  assert.deepEqual(shape.sent(shape.root, { separator: "\n\n", pattern: "\\n" }), { separator: "\n\n", pattern: "\\n" });
 });

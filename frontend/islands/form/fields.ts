@@ -1,7 +1,7 @@
 /** One row of the form for each kind of field: label, control, help, bounds, what is wrong. */
 import { glyph, h, type Child } from "../lib/dom.ts";
 import { cards } from "./cards.ts";
-import { at, plain, type Node, type Value } from "./schema.ts";
+import { at, escaped, plain, unescaped, type Node, type Value } from "./schema.ts";
 import { AFTER, CHOICES, idOf, label } from "./words.ts";
 
 export interface ModelOption {
@@ -181,6 +181,8 @@ function control(form: Form, node: Node, id: string): Child[] {
       input.addEventListener("input", () => set(input.value.split(",").map((part) => part.trim()).filter(Boolean)));
       return [input, h("span", { class: "after" }, "separated by commas")];
     }
+    case "escaped":
+      return [typed(node, id, escaped(text), (to) => set(unescaped(to)))];
     default:
       return [typed(node, id, text, set)];
   }

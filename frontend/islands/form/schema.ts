@@ -31,7 +31,7 @@ export type Value = string | boolean | Value[] | { [name: string]: Value };
 export type Document = { [name: string]: Value };
 
 export type Kind =
-  | "number" | "integer" | "text" | "long" | "enum" | "boolean"
+  | "number" | "integer" | "text" | "escaped" | "long" | "enum" | "boolean"
   | "union" | "object" | "cards" | "strings" | "map"
   | "base" | "version" | "models" | "scorer" | "column" | "gate";
 
@@ -54,6 +54,13 @@ export function plain(value: unknown): string {
   if (typeof value === "number") return value !== 0 && (Math.abs(value) < 1e-3 || Math.abs(value) >= 1e7) ? value.toExponential().replace("e+", "e") : String(value);
   return value === undefined || value === null ? "" : String(value);
 }
+
+const ESCAPES: Record<string, string> = { "\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\" };
+const UNESCAPES = Object.fromEntries(Object.entries(ESCAPES).map(([one, other]) => [other, one]));
+
+/** Control characters as one can see and type them, and back. */
+export const escaped = (text: string): string => text.replace(/[\n\r\t\\]/g, (one) => ESCAPES[one] as string);
+export const unescaped = (text: string): string => text.replace(/\\[nrt\\]/g, (one) => UNESCAPES[one] as string);
 
 export function at(value: Value | undefined, path: string): Value | undefined {
   let found: Value | undefined = value;
@@ -108,7 +115,9 @@ export class Shape {
     if (schema.type === "boolean") return "boolean";
     if (schema.type === "integer") return name === "model" ? "scorer" : "integer";
     if (schema.type === "number") return "number";
-    return name === "column" ? "column" : name === "only_if" ? "gate" : name === "json_schema" ? "long" : "text";
+    // A field for control characters starts with one; in others (a regular expression) a backslash is what it is.
+    if (typeof schema.default === "string" && schema.default !== escaped(schema.default)) return "escaped";
+    return name === "column" ? "column" : name === "only_if" ? "gate" : name === "json_schema" || name === "setup" ? "long" : "text";
   }
 
   /** What a field starts with: its default, or what its parts start with. */

@@ -1,7 +1,7 @@
 /** What is wrong with a field before anything is sent, and between which bounds it lies. Pure. */
 import { h, type Child } from "../lib/dom.ts";
 import type { VersionOption } from "./fields.ts";
-import { at, plain, wrongText, type Document, type Node, type Value } from "./schema.ts";
+import { at, escaped, plain, wrongText, type Document, type Node, type Value } from "./schema.ts";
 import { CHOICES } from "./words.ts";
 
 /** Why a field cannot be sent, or "". */
@@ -69,10 +69,11 @@ export function bounds(node: Node, value: Value, preset: Value | undefined): Chi
   const low = minimum !== undefined ? said(minimum) : exclusiveMinimum !== undefined ? `more than ${said(exclusiveMinimum)}` : null;
   const high = big(maximum) ?? (big(exclusiveMaximum) ? `less than ${big(exclusiveMaximum)}` : null);
   const range = low && high ? `${low} to ${high}` : low ? (low.startsWith("more") ? low : `${low} or more`) : high;
+  const word = (text: string): string => (node.kind === "escaped" ? escaped(text) : text.replaceAll("_", " "));
   const parts: Child[] = [];
   if (range) parts.push(range);
   if (given !== undefined && node.kind === "boolean") parts.push(`default ${node.initial ? "on" : "off"}`);
-  else if (given !== undefined && typeof node.initial === "string" && node.initial) parts.push(`default ${isNumber ? said(Number(node.initial)) : (node.kind === "union" && CHOICES[node.initial]) || node.initial.replaceAll("_", " ")}`);
+  else if (given !== undefined && typeof node.initial === "string" && node.initial) parts.push(`default ${isNumber ? said(Number(node.initial)) : (node.kind === "union" && CHOICES[node.initial]) || word(node.initial)}`);
   if (isNumber && preset !== undefined && Number(preset) === Number(value) && Number(preset) !== Number(node.initial)) parts.push(h("span", { class: "was" }, `${plain(Number(preset))} from the preset`));
   return parts.flatMap((part, index) => (index ? [" · ", part] : [part]));
 }

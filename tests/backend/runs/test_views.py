@@ -120,6 +120,7 @@ def test_components_are_fields_by_their_names() -> None:
     assert all(row.name.startswith("rewards › length › ") and row.cells[1].value is None for row in rows)
     scorer = _spec("ppo", {"rewards": {"components": [{"kind": "reward_model", "models": [3, 4]}]}})
     assert views.said(next(leaf.value for leaf in views.leaves(scorer) if leaf.name == "models")) == "3, 4"
+    assert [views.said(value) for value in ("\n", " ", "a b", "")] == ['"\\n"', '" "', "a b", ""], "white space is seen"
     attributes = specs.AttributeRewardSpec(base_model=1, dataset=1, attributes={"helpful": 2.0})
     assert {leaf.path for leaf in views.leaves(attributes)} >= {"attributes.helpful"}
 
