@@ -374,7 +374,7 @@ class SpecForm extends HTMLElement implements Form {
     }
     this.#seeds.setAttribute("aria-invalid", String(seeds === null));
     const unfit = this.#nodes.filter((node) => this.#wrong(node)).map((node) => node.path);
-    const parts = ready({ method: this.method, version: this.version(), number: (path) => this.#number(path), wrong: seeds === null ? [...unfit, "seeds"] : unfit, seeds: seeds ?? 1, options: this.options, workers: this.#workers, lengths: this.#rowLengths(), go: (path) => this.#go(path) });
+    const parts = ready({ method: this.method, version: this.version(), number: (path) => this.#number(path), wrong: seeds === null ? [...unfit, "seeds"] : unfit, seeds: seeds ?? 1, options: this.options, workers: this.#workers, lengths: this.#rowLengths(), learnsAll: this.value("completion_only") === false, go: (path) => this.#go(path) });
     this.#ready.replaceChildren(...parts.filter((part) => part instanceof Element));
   }
 

@@ -28,6 +28,8 @@ export interface Known {
   workers: Workers | null;
   /** Tokens of evenly spread rows in the chosen model's words; null while unknown. */
   lengths: Lengths | null;
+  /** Whether prompts are learned from, too. */
+  learnsAll: boolean;
   go(path: string): void;
 }
 
@@ -59,24 +61,27 @@ function rows(known: Known): Fact[] {
   return facts;
 }
 
-/** What the longest length would cut: the end of a row, or the beginning of a prompt that is answered live. */
+/** What the longest length would cut: the end of a row, which is left out if its prompt fills it, or the beginning of a prompt that is answered live. */
 function cut(known: Known): Child[] {
   const [longest, answer] = [known.number("max_length"), known.number("sampling.max_new_tokens")];
   if (!known.lengths?.rows.length || !longest) return [];
-  const room = answer === null ? longest : longest - answer;
-  const lengths = answer === null ? known.lengths.rows : known.lengths.prompts;
-  const over = lengths.filter((length) => length > room).length / lengths.length;
-  const said = answer === null ? "rows. What is longer is cut at its end" : "prompts. What is longer is cut at its beginning";
-  const middle = lengths[Math.floor(lengths.length / 2)] ?? 0;
+  const online = answer !== null;
+  const room = online ? longest - answer : longest;
+  const lengths = online ? known.lengths.prompts : known.lengths.rows;
+  const share = (fitting: number[], least: number): number => fitting.filter((length) => length >= least).length / fitting.length;
+  const over = share(lengths, room + 1);
+  const out = online || known.learnsAll ? 0 : share(known.lengths.prompts, room);
+  const percent = (part: number): string => (part ? `${number(100 * part, 2)} %` : "none");
+  const facts: [string, string][] = [
+    [online ? "Half of the prompts have up to" : "Half of the rows have up to", number(lengths[Math.floor(lengths.length / 2)] ?? 0)],
+    [`Longer than ${number(room)}, about`, percent(over)],
+  ];
+  if (out) facts.push(["Left out, at least", percent(out)]);
+  const said = online ? "prompts. What is longer is cut at its beginning" : `rows. What is longer is cut at its end${out ? "; where the prompt fills the length, nothing is left to learn from" : ""}`;
   return [
     h("h3", {}, "Tokens"),
-    h(
-      "dl",
-      { class: "pairs" },
-      h("div", {}, h("dt", {}, answer === null ? "Half of the rows have up to" : "Half of the prompts have up to"), h("dd", {}, number(middle))),
-      h("div", {}, h("dt", {}, `Longer than ${number(room)}, about`), h("dd", {}, over ? `${number(100 * over, 2)} %` : "none")),
-    ),
-    over ? h("p", { class: over >= 0.1 ? "small look" : "small quiet" }, `By ${number(lengths.length)} ${said}.`) : null,
+    h("dl", { class: "pairs" }, ...facts.map(([term, value]) => h("div", {}, h("dt", {}, term), h("dd", {}, value)))),
+    over ? h("p", { class: over >= 0.1 || out ? "small look" : "small quiet" }, `By ${number(lengths.length)} ${said}.`) : null,
   ];
 }
 
