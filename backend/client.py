@@ -209,7 +209,7 @@ class Studio:
         """
         form = {"name": name}
         if mapping is None and row_type is not None:
-            mapping = self._likeliest(project_id, file, row_type)
+            mapping = self.likeliest_mapping(project_id, file, row_type)
         if mapping is not None:
             form["mapping"] = json.dumps(dict(mapping))
         with file.open("rb") as opened:
@@ -217,15 +217,19 @@ class Studio:
             version: Json = self.call("POST", f"/projects/{project_id}/imports", data=form, files=files, timeout=None)
         return version
 
-    def _likeliest(self, project_id: int, file: Path, row_type: str) -> Json:
+    def likeliest_mapping(self, project_id: int, file: Path, row_type: str | None = None) -> Json:
+        """The mapping that an import of *file* would use by itself (of *row_type*, if given). Raises :class:`Refused`."""
         look = self.upload(project_id, file)
         self.call("DELETE", f"/projects/{project_id}/uploads/{look['id']}")
         for suggestion in look["suggestions"]:
-            if suggestion["mapping"]["row_type"] == row_type:
+            if row_type is None or suggestion["mapping"]["row_type"] == row_type:
                 found: Json = suggestion["mapping"]
                 return found
-        title = f"No {row_type} rows can be read from the columns {', '.join(look['columns'])}."
-        raise Refused({"title": title, "status": 422, "remedy": "Say which column is which with a mapping."})
+        title = (
+            f"No {row_type + ' ' if row_type else ''}rows can be read from the columns {', '.join(look['columns'])}."
+        )
+        remedy = "Say which column is which with a mapping."
+        raise Refused({"title": title, "status": 422, "field": "mapping", "remedy": remedy})
 
     def download(self, version_id: int, to: Path) -> int:
         """Write the version's rows to *to*; returns the bytes written."""

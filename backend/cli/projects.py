@@ -1,6 +1,7 @@
 """Commands about projects and what they hold: datasets, models, labeling sessions."""
 
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,6 +9,7 @@ import typer
 
 from backend.cli.asking import Project, project_id, signed_in
 from backend.cli.printing import AsJson, print_json, table
+from backend.client import Refused
 
 projects_app = typer.Typer(help="Projects and their members.", no_args_is_help=True)
 datasets_app = typer.Typer(help="Datasets: import files, list versions, download rows.", no_args_is_help=True)
@@ -15,6 +17,13 @@ models_app = typer.Typer(help="Models in the registry.", no_args_is_help=True)
 labeling_app = typer.Typer(
     help="Labeling sessions: list, freeze judgments into a dataset version.", no_args_is_help=True
 )
+
+
+class Ties(StrEnum):
+    """What becomes of pairs of which neither side won."""
+
+    LEAVE_OUT = "leave_out"
+    HALF = "half"
 
 
 # --- projects
@@ -73,24 +82,76 @@ def import_dataset(
     row_type: Annotated[
         str | None, typer.Option("--type", help="Row type, such as preference; guessed from the columns otherwise.")
     ] = None,
+    ties: Annotated[
+        Ties,
+        typer.Option(help="Pairs with a winner column that names neither side: leave them out, or keep them as half."),
+    ] = Ties.LEAVE_OUT,
     as_json: AsJson = False,
 ) -> None:
     """Import a file as a new dataset version. A bad row is named by its line, and then nothing is kept."""
     mapping = _mapping(map_, row_type) if map_ else None
     with signed_in() as studio:
-        made = studio.import_dataset(
-            project_id(studio, project), file, name=name or file.name.split(".")[0], mapping=mapping, row_type=row_type
-        )
+        try:
+            to = project_id(studio, project)
+            if ties is Ties.HALF:
+                mapping = _with_ties(mapping or studio.likeliest_mapping(to, file, row_type))
+            made = studio.import_dataset(
+                to, file, name=name or file.name.split(".")[0], mapping=mapping, row_type=row_type
+            )
+        except Refused as error:
+            raise Refused(in_options(error.problem)) from error
         if as_json:
             return print_json(made)
         typer.echo(
             f"{made['dataset']}, version {made['number']} (id {made['id']}): {made['row_count']:,} {made['row_type']} rows   "
             f"{studio.url}/versions/{made['id']}"
         )
+        for line in how_it_was_read(made["origin"], guessed=not map_):
+            typer.echo(line)
 
 
+def in_options(problem: Mapping[str, Any]) -> dict[str, Any]:
+    """A refusal with the options of the command as its remedy, where the API's would be a mapping."""
+    remedy = str(problem.get("remedy") or "")
+    if not (str(problem.get("field", "")).startswith("mapping") or "mapping" in remedy or remedy.startswith("Map ")):
+        return dict(problem)
+    kinds = ", ".join(dict.fromkeys(ROW_TYPES.values()))
+    said = "Say which column is which, as in --map prompt=question --map completion=answer"
+    return {**problem, "remedy": f"{said}; --type is one of {kinds}."}
+
+
+def how_it_was_read(origin: Mapping[str, Any], *, guessed: bool) -> list[str]:
+    """Lines about an import: which column became what, and how many rows were left out and why."""
+    mapping = origin["mapping"]
+    columns: dict[str, str | list[str]] = mapping["columns"]
+    parts = [
+        f"{target} ← {column if isinstance(column, str) else ' + '.join(column)}" for target, column in columns.items()
+    ]
+    winner = mapping.get("winner")
+    if winner:
+        sides = f"{winner['first']}: {columns['chosen']}, {winner['second']}: {columns['rejected']}"
+        parts.append(f"winner ← {winner['column']} ({sides})")
+    lines = [("Guessed, change it with --map: " if guessed else "Read as: ") + " · ".join(parts)]
+    for why, count in origin.get("left_out", {}).items():
+        keep = "; --ties half keeps them" if why == TIE and winner else ""
+        lines.append(f"Left out: {count:,} of {origin['read']:,} rows ({why}{keep})")
+    return lines
+
+
+def _with_ties(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    if not mapping.get("winner"):
+        raise typer.BadParameter(
+            "only pairs with a winner column, guessed without --map, have ties", param_hint="--ties"
+        )
+    return {**mapping, "winner": {**mapping["winner"], "ties": Ties.HALF.value}}
+
+
+TIE = "neither side won"
+"""The reason for which an import leaves ties out."""
 ROW_TYPES = {
     "chosen": "preference",
+    "completions": "stepwise",
+    "scores": "scored",
     "label": "unpaired",
     "completion": "prompt_completion",
     "text": "language_modeling",

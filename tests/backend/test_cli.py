@@ -10,6 +10,7 @@ import pytest
 
 from backend import embedded
 from backend.accounts.actors import Actor
+from backend.cli.projects import in_options
 from backend.db import Sessions
 from backend.demo import seed
 from backend.projects.service import ProjectName
@@ -145,3 +146,37 @@ def test_a_file_becomes_a_version_and_a_bad_row_leaves_nothing(
     assert studio("datasets", "import", str(good), "--map", "question").returncode == 2
     wrong_kind = studio("datasets", "import", str(good), "--type", "unpaired")
     assert (wrong_kind.returncode, "question, good, bad" in wrong_kind.stderr) == (1, True), wrong_kind.stderr
+    assert "--map prompt=question" in wrong_kind.stderr
+
+
+def test_an_import_says_what_it_read_and_what_it_left_out(
+    studio: Run, served: str, admin: Actor, project: ProjectName, tmp_path: Path
+) -> None:
+    studio("login", served, "--email", "ada@example.org", STUDIO_PASSWORD=PASSWORD)
+    file = tmp_path / "sides.jsonl"
+    rows = [{"prompt": f"{n}?", "output_1": "a", "output_2": "b", "label": n % 3} for n in range(6)]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    guessed = studio("datasets", "import", str(file))
+    assert "prompt ← prompt · chosen ← output_1 · rejected ← output_2 · winner ← label" in guessed.stdout, (
+        guessed.stderr
+    )
+    assert "Left out: 2 of 6 rows (neither side won; --ties half keeps them)" in guessed.stdout
+    kept = studio("datasets", "import", str(file), "--ties", "half")
+    assert ("6 preference rows" in kept.stdout, "Left out" in kept.stdout) == (True, False), kept.stderr
+    maps = ["--map", "prompt=prompt", "--map", "completion=output_1"]
+    assert studio("datasets", "import", str(file), *maps, "--ties", "half").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("problem", "translated"),
+    [
+        ({"field": "mapping", "remedy": "Send a mapping."}, True),
+        ({"field": "prompt", "remedy": "Map a prompt column, or leave such rows out."}, True),
+        ({"field": "mapping.row_type", "remedy": "The API reference describes the mapping."}, True),
+        ({"field": "name", "remedy": "Choose another name."}, False),
+    ],
+)
+def test_a_refused_mapping_is_mended_with_options(problem: dict[str, str], translated: bool) -> None:
+    remedy = in_options(problem)["remedy"]
+    assert ("--map" in remedy and "--type" in remedy) is translated
+    assert (remedy == problem["remedy"]) is not translated
