@@ -124,9 +124,8 @@ def _held_out(
 
     of_rows = f" (95 % intervals, {rows:,} rows)" if sure else ""
     if len(points) == 1:
-        yield Finding(
-            "Measured once.", f"{name} was {said(points[0])}{of_rows}; the next evaluation shows whether it learns."
-        )
+        hope = "" if finished else "; the next evaluation shows whether it learns"
+        yield Finding("Measured once.", f"{name} was {said(points[0])}{of_rows}{hope}.")
     if len(points) < 2:
         return
     (first, before), (last, after) = points[0], points[-1]

@@ -85,6 +85,12 @@ def test_a_share_of_rows_carries_its_interval() -> None:
     assert "[" not in diagnose("sft", {"eval_loss": [(0, 2.0), (9, 1.0)]}, finished=True, held_out_rows=12)[0].text
 
 
+def test_only_a_run_that_goes_on_has_a_next_evaluation() -> None:
+    once: dict[str, Series] = {"eval_loss": [(0, 2.0)]}
+    assert "the next evaluation" in diagnose("sft", once, finished=False)[0].text
+    assert "next" not in diagnose("sft", once, finished=True)[0].text
+
+
 def test_a_policy_that_is_its_reference_has_no_interval() -> None:
     """Before the first step 0.5 is a convention: nothing was counted, and chance is that of the last value alone."""
     accuracy: Series = [(0, 0.5), (60, 0.75)]
