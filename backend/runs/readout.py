@@ -19,7 +19,7 @@ from backend.registry.tables import Model
 from backend.runs import checks, export, glossary, metrics, service, specs, views
 from backend.runs.diagnosis import Series
 from backend.runs.lifecycle import LEASED
-from backend.runs.tables import MetricKey, MetricPoint, Run, RunCheckpoint, RunEvent, Worker
+from backend.runs.tables import MetricKey, MetricPoint, Run, RunAttempt, RunCheckpoint, RunEvent, Worker
 
 _FLAGS = {1: math.nan, 2: math.inf, 3: -math.inf}
 
@@ -176,12 +176,18 @@ def log_length(session: Session, run_id: int, upto: int) -> int:
 
 
 def pace(session: Session, project_id: int, method: str) -> dict[str, Any] | None:
-    """Seconds a step took in the project's last finished run of *method*."""
-    query = select(Run).where(Run.project_id == project_id, Run.method == method, Run.state == "succeeded")
-    run = session.scalar(query.order_by(Run.id.desc()).limit(1))
-    if run is None or run.started_at is None or run.finished_at is None or not run.progress_step:
-        return None
-    return {"run": run.id, "seconds": (run.finished_at - run.started_at).total_seconds() / run.progress_step}
+    """Seconds a step took in the project's last finished run of *method*, from its first step on: loading happens once."""
+    last = and_(RunAttempt.run_id == Run.id, RunAttempt.attempt == Run.attempt)
+    query = select(Run.id, Run.progress_step - RunAttempt.resume_step, Run.progress_at - RunAttempt.working_at)
+    query = query.join(RunAttempt, last).where(
+        Run.project_id == project_id,
+        Run.method == method,
+        Run.state == "succeeded",
+        Run.progress_step > RunAttempt.resume_step,
+        Run.progress_at > RunAttempt.working_at,
+    )
+    found = session.execute(query.order_by(Run.id.desc()).limit(1)).one_or_none()
+    return None if found is None else {"run": found[0], "seconds": found[2].total_seconds() / found[1]}
 
 
 def models_made(session: Session, run_id: int) -> list[Link]:
