@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 from sqlalchemy.orm import Session
 
 from backend.accounts.actors import Actor
-from backend.runs import meanings, metrics, readout, service, views
+from backend.runs import meanings, metrics, readout, service, specs, views
 from backend.runs.readout import View
 
 
@@ -50,6 +50,7 @@ def compare(session: Session, actor: Actor, chosen: Sequence[View], prompt: int)
                 )
             )
     finals = views.finals([(view.method, held_out[view.id], view.active) for view in chosen])
+    unranked = not_comparable(finals, [view.spec for view in chosen])
     seeds_only = {row.name for row in differing} <= {"seed"}
     return {
         "differing": differing,
@@ -57,11 +58,54 @@ def compare(session: Session, actor: Actor, chosen: Sequence[View], prompt: int)
         "charts": charts,
         "live": any(view.active for view in chosen),
         "finals": finals,
+        "unranked": unranked,
         "seeds_only": seeds_only,
         "spread": spread(finals, [view.state == "succeeded" for view in chosen]) if seeds_only else {},
         "same_address": "?" + urlencode({"runs": ",".join(str(view.id) for view in chosen)}),
         **_same_prompt(session, actor, chosen, prompt),
     }
+
+
+_SCALES: dict[str, tuple[str, ...]] = {
+    "rewards/chosen": ("method", "beta", "reference"),
+    "rewards/rejected": ("method", "beta", "reference"),
+    "rewards/margins": ("method", "beta", "reference"),
+    "reward": ("rewards", "scores"),
+    "objective/rlhf_reward": ("rewards", "scores", "kl"),
+}
+"""Metric → fields of the spec that say what it measures: where they differ, a higher value need not be the better one."""
+_SAME_LOSS = frozenset({*specs.TrainingSpec.model_fields, "packing"})
+"""Fields that change how the loss is made small, not what it is; a method's own fields are the others."""
+
+
+def not_comparable(finals: Sequence[views.Final], compared: Sequence[specs.AnySpec]) -> dict[str, str]:
+    """Why no value of a metric is the best of its row, by key; only metrics that have a direction."""
+    told: dict[str, str] = {}
+    for row in finals:
+        measured = [spec for spec, cell in zip(compared, row.cells, strict=True) if cell.value is not None]
+        if len(measured) < 2 or row.better not in ("higher", "lower"):
+            continue
+        rows = [
+            {
+                "dataset": spec.dataset,
+                "evaluation.held_out": spec.evaluation.held_out,
+                "evaluation.max_rows": spec.evaluation.max_rows,
+            }
+            for spec in measured
+        ]
+        name = meanings.bare(row.key)
+        asked = [spec.model_dump() for spec in measured]
+        own = dict.fromkeys(key for of_run in asked for key in of_run if key not in _SAME_LOSS)
+        deciding = tuple(own) if name == "loss" else _SCALES.get(name, ())
+        if other := _differing(rows, tuple(rows[0])):
+            told[row.key] = f"measured on different held-out rows ({other})"
+        elif other := _differing(asked, deciding):
+            told[row.key] = f"not the same quantity in these runs ({other})"
+    return told
+
+
+def _differing(of_runs: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> str:
+    return ", ".join(one for one in fields if any(of_run.get(one) != of_runs[0].get(one) for of_run in of_runs))
 
 
 def spread(finals: Sequence[views.Final], succeeded: Sequence[bool]) -> dict[str, tuple[float, float] | None]:
