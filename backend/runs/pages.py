@@ -118,6 +118,8 @@ def run_page(
         "may_launch": actor.may(Permission.ENGINEER, view.project_id),
         "method_title": specs.TITLES[view.method],
         "reward_models": specs.REWARD_MODELS,
+        # what the page's clocks tick on from, whatever the reader's own says
+        "now": readout.now(session),
         # what the tabs count on from while the run goes on
         "known": {"metrics": keys, "steps": steps, "lines": logged} if view.state not in TERMINAL else None,
     }

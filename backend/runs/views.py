@@ -17,7 +17,7 @@ ABSENT = object()
 
 
 def said(value: Any) -> str:
-    """A spec's value as one writes it: ``True`` → ``on``, ``0.00001`` → ``1e-05``, a line break → ``"\\n"``."""
+    """A spec's value as one writes it: ``True`` → ``on``, ``0.00001`` → ``1e-05``, white space in quotes."""
     if value is True or value is False:
         return "on" if value else "off"
     if isinstance(value, tuple):

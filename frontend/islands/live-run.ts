@@ -3,7 +3,7 @@
 // stream resumes after the last id.
 import { Counts, type Known } from "./lib/counts.ts";
 import { all, glyph, h, one, s } from "./lib/dom.ts";
-import { duration, number } from "./lib/format.ts";
+import { ago, duration, number } from "./lib/format.ts";
 import { refresh } from "./lib/refresh.ts";
 import { store, type Wire } from "./lib/series.ts";
 import { Stream, type Connection } from "./lib/sse.ts";
@@ -46,6 +46,9 @@ class LiveRun extends HTMLElement {
   #state = "";
   #attempt = 0;
   #due: ReturnType<typeof setTimeout> | undefined;
+  #clock: ReturnType<typeof setInterval> | undefined;
+  /** How far the studio's clock is ahead of this machine's, in milliseconds. */
+  #ahead = 0;
   #last: RunEvent | null = null;
   #counts = new Counts({ metrics: [], steps: [], lines: 0 });
 
@@ -53,6 +56,8 @@ class LiveRun extends HTMLElement {
     this.#state = this.dataset.state ?? "";
     this.#attempt = Number(this.dataset.attempt ?? 0);
     if (TERMINAL.includes(this.#state)) return;
+    this.#ahead = Date.parse(this.dataset.now ?? "") - Date.now() || 0;
+    this.#clock = setInterval(() => this.#tick(), 1000);
     this.#counts = new Counts(JSON.parse(this.dataset.known ?? "") as Known);
     this.#stream = new Stream(`/api/v1/runs/${this.dataset.run}/events`, {
       after: Number(this.dataset.after ?? 0),
@@ -65,6 +70,17 @@ class LiveRun extends HTMLElement {
   disconnectedCallback(): void {
     this.#stream?.close();
     clearTimeout(this.#due);
+    clearInterval(this.#clock);
+  }
+
+  /** What counts seconds goes on between two refreshes. */
+  #tick(): void {
+    const since = (moment: string | undefined): number => Math.max(0, (Date.now() + this.#ahead - Date.parse(moment ?? "")) / 1000);
+    const put = (place: HTMLElement, text: string): void => {
+      if (place.textContent !== text) place.textContent = text;
+    };
+    for (const place of all("[data-since]")) put(place, duration(since(place.dataset.since)));
+    for (const place of all<HTMLTimeElement>("time[data-ago]")) put(place, ago(since(place.dateTime)));
   }
 
   #hear(event: string, data: unknown): void {
@@ -137,6 +153,7 @@ class LiveRun extends HTMLElement {
         // It was the last event; the model it made is registered in the same moment, the page words it.
         this.#stream?.close();
         this.#stream = null;
+        clearInterval(this.#clock);
         this.replaceChildren();
       }
     }

@@ -14,7 +14,7 @@ await esbuild.build({ absWorkingDir: frontend, entryPoints: ["islands/lib/series
 globalThis.location = { href: "http://localhost/" };
 globalThis.requestAnimationFrame = (call) => setTimeout(call, 0);
 const { near, padded, put, smooth, unwire, store } = await import(pathToFileURL(join(out, "series.mjs")));
-const { number, duration } = await import(pathToFileURL(join(out, "format.mjs")));
+const { ago, number, duration } = await import(pathToFileURL(join(out, "format.mjs")));
 
 const { spread } = await import(pathToFileURL(join(out, "labels.mjs")));
 const { escaped, Shape, unescaped } = await import(pathToFileURL(join(out, "schema.mjs")));
@@ -93,6 +93,7 @@ test("numbers read as on the server", () => {
   assert.equal(number(123456), "123,456");
   assert.equal(duration(75), "1 min 15 s");
   assert.equal(duration(null), "unknown");
+  assert.deepEqual([0, 5, 75].map(ago), ["just now", "5 s ago", "1 min 15 s ago"]);
 });
 
 test("labels stand apart, as near to their lines as that allows, and inside", () => {

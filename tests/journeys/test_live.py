@@ -97,8 +97,11 @@ def test_points_and_words_arrive_without_a_reload(open_page: OpenPage, engineer:
     )
     expect(tabs.get_by_role("link", name="Completions")).to_have_text("Completions 1")
     expect(page.get_by_text("It is 4.")).to_be_visible()
+    runs = page.locator("#menu").get_by_role("link", name="Runs")
+    expect(runs).to_contain_text("1 running")
     trainer.end("failed", reason="The loss was not a number.", remedy="Try a smaller learning rate.")
     expect(page.get_by_text("The run failed at step 20")).to_be_visible()
+    expect(runs).not_to_contain_text("running")
     expect(page.get_by_role("button", name="Cancel …")).to_have_count(0)
     assert page.evaluate("window.sameDocument") is True
 
@@ -152,6 +155,11 @@ def test_a_lost_connection_is_said_and_caught_up(
 def test_cancel_asks_once_and_is_shown(open_page: OpenPage, engineer: Actor, trainer: Trainer) -> None:
     page = open_page(engineer, f"/runs/{trainer.held.run_id}")
     page.wait_for_selector("html[data-ready]")
+    elapsed = page.locator("[data-since]")
+    at_first = elapsed.text_content() or ""
+    expect(elapsed).to_have_text(re.compile(r"^\d+ s$"))
+    expect(elapsed, "it ticks while nothing happens").not_to_have_text(at_first)
+    expect(page.get_by_role("columnheader", name="Step 0")).to_have_count(1)
     page.once("dialog", lambda dialog: dialog.dismiss())
     page.get_by_role("button", name="Cancel …").click()
     expect(page.locator("[data-live=state]")).to_contain_text("running")

@@ -20,3 +20,8 @@ export function duration(seconds: number | null | undefined): string {
   if (total < 86400) return `${Math.floor(total / 3600)} h ${Math.floor((total % 3600) / 60)} min`;
   return `${Math.floor(total / 86400)} d ${Math.floor((total % 86400) / 3600)} h`;
 }
+
+/** How long ago, in words. */
+export function ago(seconds: number): string {
+  return seconds < 5 ? "just now" : `${duration(seconds)} ago`;
+}
