@@ -58,8 +58,11 @@ class Tokenizing:
         return None if self.file is None else counting.lengths(self.file, texts)
 
 
-def tokenizing_of(session: Session, model: Model) -> Tokenizing:
-    """How *model* reads text. An adapter brings its own tokenizer, or has that of what it changes."""
+def tokenizing_of(session: Session, model: Model, *, carry_out: bool = True) -> Tokenizing:
+    """How *model* reads text. An adapter brings its own tokenizer, or has that of what it changes.
+
+    Unless the tokenizer is *carried out*, which takes a process, ``highest`` and ``ends`` stay unknown.
+    """
     store = artifacts_of(session)
     chain = [{entry.name: entry.sha256 for entry in manifest_of(one)} for one in chain_of(session, model)]
     own = next((files for files in reversed(chain) if "tokenizer.json" in files), {})
@@ -86,7 +89,7 @@ def tokenizing_of(session: Session, model: Model) -> Tokenizing:
     written = read(chain[0], "generation_config.json")
     known = (
         counting.vocabulary(file, (*_ids(config.get("eos_token_id")), *_ids(written.get("eos_token_id"))))
-        if file
+        if file and carry_out
         else None
     )
     template = beside.read_text(errors="replace") if beside else _template(settings.get("chat_template"))

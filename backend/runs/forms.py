@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from backend.accounts.actors import Actor
 from backend.datasets import service as datasets
 from backend.registry import service as registry
+from backend.registry.tokenizing import tokenizing_of
 from backend.runs import checks, presets, readout, specs
 
 if TYPE_CHECKING:
@@ -75,16 +76,31 @@ def base_models(session: Session, actor: Actor, project_id: int, method: str) ->
     """Models that a run of *method* can start from: language models, and for a reward model one of its own kind.
 
     The first is what the form offers: SFT starts from a base, the others from what SFT made, else from a base. A model
-    that learned preferences comes after those: runs to be compared would otherwise each start from the one before.
+    that learned preferences comes after those: runs to be compared would otherwise each start from the one before. Last
+    come those whose run would be refused; their label says why.
     """
     found = list(registry.list_models(session, actor, project_id, kind="language", limit=200))
     made_by = checks.methods_of(session, found)
     order = (None, "sft") if method == "sft" else ("sft", None)
-    found.sort(key=lambda model: order.index(by) if (by := made_by[model.id]) in order else len(order))
+    endless = {model.id: why for model in found if model.run_id is None and (why := _endless(session, model, method))}
+    found.sort(
+        key=lambda model: (model.id in endless, order.index(by) if (by := made_by[model.id]) in order else len(order))
+    )
     if method in specs.REWARD_MODELS:
         made = checks.reward_kinds(session, trained := _reward_models(session, actor, project_id))
         found += [model for model in trained if made[model.id] == method]
-    return [{"id": model.id, "label": model_label(model)} for model in found]
+    return [{"id": model.id, "label": model_label(model) + endless.get(model.id, "")} for model in found]
+
+
+def _endless(session: Session, model: "Model", method: str) -> str:
+    """What a label adds of a registered model that could never end; ``""`` if nothing is known to be wrong."""
+    known = tokenizing_of(session, model, carry_out=False)
+    if known.has_end is False:
+        return " · cannot be trained: no end token"
+    online = issubclass(specs.METHODS[method], specs.OnlineSpec)  # such a run may end with the generation config's too
+    if known.template and known.end is not None and not online and not known.may_end_with([known.end]):
+        return " · cannot learn from conversations: its chat template writes no end token"
+    return ""
 
 
 def _reward_models(session: Session, actor: Actor, project_id: int) -> Sequence["Model"]:

@@ -15,7 +15,7 @@ from backend.db import Sessions, unit_of_work
 from backend.demo import seed
 from backend.registry import service as registry
 from backend.registry.tokenizing import tokenizing_of
-from backend.runs import checks, lengths, service, specs
+from backend.runs import checks, forms, lengths, service, specs
 from tests.backend.runs.material import Material
 from tests.conftest import MakeClient
 
@@ -202,3 +202,17 @@ def test_a_broken_tokenizer_is_left_to_the_worker(bench: Bench, make_client: Mak
     assert bench.said("sft", model, rows, max_length=64) is None
     answer = make_client(bench.actor).get(f"/api/v1/versions/{rows}/lengths", params={"model": model})
     assert (answer.status_code, answer.json()) == (200, None)
+
+
+def test_a_model_that_never_ends_is_offered_last_and_says_so(bench: Bench) -> None:
+    mute = bench.model(tokenizer_config=lambda known: known | {"eos_token": None})
+    open_ended = bench.model(template=lambda _: "{{ messages[0]['content'] }}")
+    good = bench.model()
+    for method, wrong in (("sft", [mute, open_ended]), ("grpo", [mute])):
+        with bench.sessions() as session:
+            offered = forms.base_models(session, bench.actor, bench.project_id, method)
+        ids = [model["id"] for model in offered]
+        assert set(ids[-len(wrong) :]) == set(wrong), method
+        assert good in ids[: -len(wrong)]
+        assert [model["id"] for model in offered if "cannot" in model["label"]] == ids[-len(wrong) :]
+    assert "no end token" in next(model["label"] for model in offered if model["id"] == mute)
