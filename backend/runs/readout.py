@@ -178,7 +178,8 @@ def log_length(session: Session, run_id: int, upto: int) -> int:
 def pace(session: Session, project_id: int, method: str) -> dict[str, Any] | None:
     """Seconds a step took in the project's last finished run of *method*, from its first step on: loading happens once."""
     last = and_(RunAttempt.run_id == Run.id, RunAttempt.attempt == Run.attempt)
-    query = select(Run.id, Run.progress_step - RunAttempt.resume_step, Run.progress_at - RunAttempt.working_at)
+    took = func.extract("epoch", Run.progress_at - RunAttempt.working_at)
+    query = select(Run.id, took / (Run.progress_step - RunAttempt.resume_step))
     query = query.join(RunAttempt, last).where(
         Run.project_id == project_id,
         Run.method == method,
@@ -187,7 +188,7 @@ def pace(session: Session, project_id: int, method: str) -> dict[str, Any] | Non
         Run.progress_at > RunAttempt.working_at,
     )
     found = session.execute(query.order_by(Run.id.desc()).limit(1)).one_or_none()
-    return None if found is None else {"run": found[0], "seconds": found[2].total_seconds() / found[1]}
+    return None if found is None else {"run": found[0], "seconds": float(found[1])}
 
 
 def models_made(session: Session, run_id: int) -> list[Link]:
