@@ -78,6 +78,10 @@ def test_the_default_preset_of_every_method_starts_a_run(
         _form(page, project, method, stocked[_type(method).value])
         expect(page.locator(".equation")).to_be_visible()
         expect(page.get_by_role("heading", name="Ready", exact=True)).to_be_visible()
+        if method == "process_reward":
+            page.evaluate("document.querySelectorAll('details').forEach((fold) => { fold.open = true })")
+            expect(page.locator("[data-field=separator] .bounds")).to_have_text(r"default \n")
+            page.locator("#spec-separator").fill(r"\n\n")
         with page.expect_response(lambda answer: answer.request.method == "POST") as sent:
             page.get_by_role("button", name="Start run").click()
         assert sent.value.status == 201, method
@@ -86,6 +90,7 @@ def test_the_default_preset_of_every_method_starts_a_run(
         with sessions() as session:
             run = session.get_one(Run, int(page.url.rpartition("/")[2]))
             assert run.method == method
+            assert run.spec.get("separator", "\n\n") == "\n\n", "what was typed, not how it is shown"
             specs.SPEC.validate_python(run.spec)
 
 
