@@ -297,7 +297,7 @@ def _at_the_limit(series: Mapping[str, Series]) -> Finding | None:
 
 def _no_spread(series: Mapping[str, Series]) -> Finding | None:
     dead = _values(series, "frac_reward_zero_std")
-    if len(dead) < 10:
+    if len(dead) < 4:
         return None
     share = _ends(dead)[1]
     if share < 0.5:
