@@ -100,18 +100,18 @@ class Attempt(Recorder):
     def _lay_out_model(
         self, files: attempts.ModelFiles, name: str, laid: dict[tuple[FileEntry, ...], Path]
     ) -> ModelFolder:
-        """*laid*: the same files lie in one folder, by which a recipe knows that two roles stand on one model."""
+        """*laid*: whole weights of the same files lie in one folder, by which a recipe knows that two roles stand on them."""
 
-        def folder(manifest: Manifest, where: str) -> Path:
+        def whole(manifest: Manifest, where: str) -> Path:
             files = tuple(manifest)
             if files not in laid:
                 laid[files] = lay_out(self._artifacts, manifest, self.folder / where)
             return laid[files]
 
-        return ModelFolder(
-            folder=folder(files.model, name),
-            adapter_base=folder(files.adapter_base, f"{name}-base") if files.adapter_base is not None else None,
-        )
+        if files.adapter_base is None:
+            return ModelFolder(folder=whole(files.model, name))
+        adapter = lay_out(self._artifacts, files.model, self.folder / name)
+        return ModelFolder(folder=adapter, adapter_base=whole(files.adapter_base, f"{name}-base"))
 
     def _resume(self) -> tuple[Path | None, int]:
         claimed = self._claimed

@@ -18,7 +18,8 @@ pass. A resumed run computes it again from the same start.
 
 Columns in: ``prompt``, ``chosen``, ``rejected``, and ``probability`` if asked for. Events out:
 ``rewards/{chosen,rejected,margins,accuracies}`` (β times the log-ratios), ``logps/*``, ``loss``, their ``eval_`` twins,
-what length alone says (``eval_length_accuracy``, ``eval_longer_accuracy``), and held-out completions (greedy). Accuracy does not ask ties; with p < 1/2 the rejected side is the better one.
+what length alone says (``eval_length_accuracy``, ``eval_longer_accuracy``), and held-out completions (greedy). Accuracy
+does not ask ties; with p < 1/2 the rejected side is the better one.
 
 A step's loss is the mean over its passes of the means over their pairs, as in TRL: where an epoch ends in a smaller pass,
 its pairs weigh more. Differs from the IPO paper: averaged instead of summed log-ratios, as its authors advise. Left out:
